@@ -1,0 +1,80 @@
+"""Measures a trained model: python evaluate.py run=<run folder or .ckpt> [key=value], see --help."""
+
+from omegaconf import DictConfig
+
+from triptych import cli
+
+RUN_NODES = ("sampler", "metric", "dataset")  # what the run's own config answers for
+
+
+def evaluate(config: DictConfig) -> None:
+    import os
+
+    from hydra.utils import instantiate
+
+    from triptych import run
+    from triptych.evaluation import Evaluator
+    from triptych.generate import Job, Progress, devices
+
+    with cli.refusals():
+        for node in RUN_NODES:
+            if config[node] is None:
+                raise ValueError(f"The run does not say which {node} to use: give {node}=….")
+        if config.repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {config.repeats}.")
+        sampler, metric = instantiate(config.sampler), instantiate(config.metric)
+        checkpoint = run.read_checkpoint(config.run)
+        formulation = run.restore(checkpoint, config.run, config.weights)
+        dataset = instantiate(config.dataset)
+        dataset.prepare_data()
+        denoiser = instantiate(config.guidance, formulation) if config.guidance else formulation
+        labels = run.plain(config)["labels"]
+        jobs = [
+            Job(
+                denoiser,
+                sampler,
+                dataset.shape,
+                config.num_samples,
+                seed=config.seed,
+                first=k * config.num_samples,
+                block=config.batch_size,
+                labels="random" if labels is None and dataset.conditional else labels,
+                num_classes=dataset.num_classes if dataset.conditional else 0,
+            )
+            for k in range(config.repeats)
+        ]
+        fabric = devices(config.trainer)
+
+    fabric.launch()
+    formulation.to(fabric.device)
+    if config.compile:
+        formulation.model.compile()
+    rank, world = fabric.global_rank, fabric.world_size
+    name = cli.choices()["metric"]
+    evaluator = Evaluator({name: metric}, dataset, config.reference)
+    values = []
+    total = config.num_samples * config.repeats
+    with Progress(total, sampler.steps, "evaluating", shown=rank == 0) as progress, fabric.autocast():
+        for job in jobs:
+            job.device = fabric.device
+            values.append(evaluator.measure(job, progress, rank, world)[name])
+    if rank:
+        return
+    folder = run.folder_of(config.run)
+    record = evaluator.record(
+        name,
+        values,
+        jobs[0],
+        weights=run.weights_profile(checkpoint, config.weights),
+        guidance=run.plain(config.guidance) if config.guidance else None,
+        images_seen=(checkpoint.get("ema") or {}).get("images_seen"),
+        world_size=world,
+        run=str(config.run),
+    )
+    path = record.write(folder / "evaluations")
+    print(record.describe())
+    print(f"  {os.path.relpath(path)}")
+
+
+if __name__ == "__main__":
+    cli.command("evaluate", evaluate, prepare=lambda arguments: cli.run_arguments(arguments, RUN_NODES))

@@ -1,0 +1,90 @@
+"""Draws images from a trained model: python sample.py run=<run folder or .ckpt> [key=value], see --help."""
+
+from omegaconf import DictConfig
+
+from triptych import cli
+
+RUN_NODES = ("sampler",)  # what the run's own config answers for, unless the command line says otherwise
+
+
+def sample(config: DictConfig) -> None:
+    import os
+
+    import numpy as np
+    import torch
+    from hydra.utils import instantiate
+
+    from triptych import run
+    from triptych.generate import Job, Progress, devices, storable
+    from triptych.image import enlarge, filmstrip, grid, picture, save, save_animation
+    from triptych.record import code_version, describe_sampler, write_json
+
+    with cli.refusals():
+        if config.sampler is None:
+            raise ValueError("The run does not say which sampler to use: give sampler=…, e.g. sampler=ddim.")
+        sampler = instantiate(config.sampler)
+        checkpoint = run.read_checkpoint(config.run)
+        stored = run.read_config(config.run, checkpoint)
+        formulation = run.restore(checkpoint, config.run, config.weights)
+        dataset = run.build(stored["dataset"])
+        denoiser = instantiate(config.guidance, formulation) if config.guidance else formulation
+        job = Job(
+            denoiser,
+            sampler,
+            dataset.shape,
+            config.num_samples,
+            seed=config.seed,
+            first=config.first,
+            block=config.batch_size,
+            labels=run.plain(config)["labels"],
+            num_classes=dataset.num_classes if dataset.conditional else 0,
+        )
+        fabric = devices(config.trainer)
+        out = run.new_folder(config.out, "results") if fabric.local_rank == 0 else None
+
+    fabric.launch()
+    job.device = fabric.device
+    formulation.to(fabric.device)
+    if config.compile:
+        formulation.model.compile()
+    rank, world = fabric.global_rank, fabric.world_size
+    with Progress(job.count, sampler.steps, shown=rank == 0) as progress, fabric.autocast():
+        samples = job.collect(progress, rank, world)
+    if rank or out is None:
+        return
+    arrays = samples.permute(0, 2, 3, 1) if samples.ndim == 4 else samples
+    np.savez(out / "samples.npz", arr_0=arrays.numpy())
+    save(picture(samples[:256]) if samples.ndim == 4 else picture(samples), out / "grid.png")
+    if config.animate:
+        shown = range(config.first, config.first + min(job.count, 16 if samples.ndim == 4 else 2000))
+        with torch.no_grad():
+            states = [storable(x).cpu() for x in job.trajectory(shown)]
+        states = states[:: max(1, len(states) // 60)] + states[-1:]
+        frames = [enlarge(grid(s), 400) if s.ndim == 4 else picture(s) for s in states]
+        save_animation(frames, out / "trajectory.gif")
+        save(filmstrip([states[k] for k in np.linspace(0, len(states) - 1, 10).round().astype(int)]), out / "strip.png")
+    record = {
+        "run": str(config.run),
+        "num_samples": job.count,
+        "seed": job.seed,
+        "first": job.first,
+        "batch_size": job.block,
+        "sampler": describe_sampler(sampler),
+        "guidance": run.plain(config.guidance) if config.guidance else None,
+        "labels": job.labels,
+        "nfe": job.nfe,
+        "images_per_second": job.images_per_second,
+        "weights": run.weights_profile(checkpoint, config.weights),
+        "images_seen": (checkpoint.get("ema") or {}).get("images_seen"),
+        "quantisation": "uint8, floor(127.5 x + 128)" if samples.ndim == 4 else "none",
+        "world_size": world,
+        "device": str(job.device),
+        "code": code_version(),
+    }
+    write_json(out / "record.json", record)
+    print(f"{job.count} samples, {job.nfe} network calls each, {job.images_per_second:.1f} images/s a device.")
+    print(f"  {os.path.relpath(out)}: samples.npz, grid.png, record.json" + (", trajectory.gif" if config.animate else ""))
+
+
+if __name__ == "__main__":
+    cli.command("sample", sample, prepare=lambda arguments: cli.run_arguments(arguments, RUN_NODES))

@@ -1,0 +1,29 @@
+"""Training time is counted in images: what every callback asks of the Trainer."""
+
+from lightning import Trainer
+
+
+def images_seen(trainer: Trainer) -> int:
+    """Images the network has been trained on, over all processes and accumulated micro-batches (T-D1, T-E3)."""
+    return trainer.global_step * trainer.datamodule.global_batch_size  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Every:
+    """Is due whenever a multiple of `images` has been passed; never if `images` is None."""
+
+    def __init__(self, images: int | None) -> None:
+        if images is not None and images < 1:
+            raise ValueError(f"An interval in images must be at least 1, or null for never, got {images}.")
+        self.images = images
+        self._last = 0
+
+    def start(self, trainer: Trainer) -> None:
+        """Called when training starts or goes on: what lies behind is not due."""
+        self._last = images_seen(trainer) // self.images if self.images else 0
+
+    def due(self, trainer: Trainer) -> bool:
+        if self.images is None:
+            return False
+        now = images_seen(trainer) // self.images
+        passed, self._last = now > self._last, now
+        return passed

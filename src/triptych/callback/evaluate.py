@@ -1,0 +1,119 @@
+"""Measuring while a model trains: a cheap number at intervals, the real one at the end, both with their protocol."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from torchmetrics import Metric
+
+from triptych.callback.clock import Every, images_seen
+from triptych.callback.ema import averaged, profile
+from triptych.callback.stop import stopping
+from triptych.evaluation import Evaluator
+from triptych.generate import Job, Progress
+from triptych.record import Record
+from triptych.sampler import Sampler
+from triptych.tracking import log_scalars
+
+
+class Evaluate(Callback):
+    """Metrics on samples from fixed seeds, with the averaged weights; on several devices each makes its share.
+
+    Args:
+        metric: what is measured. name: its name, to which the number of samples is added.
+        sampler: of the number at the end. fast_sampler: of those during training.
+        every_images: images between two cheap evaluations; null for none.
+        num_samples: at the end; 0 for no evaluation. fast_num_samples: during training.
+        split: of the dataset, the reference.
+        block: samples a network call.
+        seed: of the samples.
+    """
+
+    def __init__(
+        self,
+        metric: Metric,
+        name: str,
+        sampler: Sampler,
+        fast_sampler: Sampler,
+        every_images: int | None = None,
+        num_samples: int = 1000,
+        fast_num_samples: int = 500,
+        split: str = "train",
+        block: int = 250,
+        seed: int = 0,
+    ) -> None:
+        self.metrics, self.sampler, self.fast_sampler = {name: metric}, sampler, fast_sampler
+        self.every = Every(every_images)
+        self.num_samples, self.fast_num_samples = num_samples, fast_num_samples
+        self.split, self.block, self.seed = split, block, seed
+        self.records: list[Record] = []
+        self._evaluator: Evaluator | None = None
+
+    @property
+    def samplers(self) -> list[Sampler]:
+        """Those that will be used, to be checked before training."""
+        return [self.sampler] * bool(self.num_samples) + [self.fast_sampler] * bool(self.every.images)
+
+    def summary(self) -> list[str]:
+        """Lines for the end of training."""
+        return [
+            f"{r.metric:<9} {r.value:.3f}   ({r.describe().partition('; ')[2]}; {r.images_per_second:.1f} images/s)"
+            for r in self.records
+        ]
+
+    def job(self, trainer: Trainer, pl_module: LightningModule, final: bool) -> Job:
+        dataset = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        return Job(
+            pl_module,  # pyright: ignore[reportArgumentType]
+            self.sampler if final else self.fast_sampler,
+            dataset.shape,
+            self.num_samples if final else self.fast_num_samples,
+            seed=self.seed,
+            block=self.block,
+            labels="random" if dataset.conditional else None,
+            num_classes=dataset.num_classes,
+            device=pl_module.device,
+        )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.num_samples:
+            self.job(trainer, pl_module, final=True)  # what cannot work is refused before training
+        if self.every.images:
+            self.job(trainer, pl_module, final=False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.every.start(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.every.due(trainer) and trainer.global_step != trainer.max_steps and not stopping(trainer):
+            self.measure(trainer, pl_module, final=False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.num_samples and not stopping(trainer):
+            self.measure(trainer, pl_module, final=True)
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule, final: bool) -> None:
+        dataset = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        self._evaluator = self._evaluator or Evaluator(self.metrics, dataset, self.split)
+        job = self.job(trainer, pl_module, final)
+        shown = final and trainer.is_global_zero
+        with averaged(trainer), Progress(job.count, job.sampler.steps, "evaluating", shown) as progress:
+            values = self._evaluator.measure(job, progress, trainer.global_rank, trainer.world_size)
+        if not trainer.is_global_zero:
+            return
+        seen = images_seen(trainer)
+        for name, value in values.items():
+            record = self._evaluator.record(
+                name,
+                [value],
+                job,
+                weights=profile(trainer),
+                guidance=None,
+                images_seen=seen,
+                world_size=trainer.world_size,
+                run=str(trainer.default_root_dir),
+            )
+            log_scalars(trainer.loggers, {record.metric: value}, trainer.global_step, seen)
+            if final:
+                self.records.append(record)
+                record.write(Path(trainer.default_root_dir) / "evaluations")

@@ -1,0 +1,98 @@
+"""Looking at samples while a model trains: a grid and a strip from fixed seeds, so that they compare over time."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from triptych.callback.clock import Every, images_seen
+from triptych.callback.ema import averaged
+from triptych.callback.stop import stopping
+from triptych.generate import Job, evaluating, storable
+from triptych.image import filmstrip, picture, save
+from triptych.sampler import Sampler
+from triptych.tracking import log_picture
+
+
+class Samples(Callback):
+    """At intervals and at the end: a grid of samples, and how a few of them came about, with the averaged weights.
+
+    Args:
+        sampler: a fast one, for looks.
+        every_images: images between two looks; null for the end only.
+        count: samples in the grid (points in the plane: 64 times as many).
+        strip: samples in the strip. moments: pictures of each.
+        seed: of the samples.
+        labels: of the samples: "random" for class-conditional models, or null.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        every_images: int | None = None,
+        count: int = 64,
+        strip: int = 8,
+        moments: int = 10,
+        seed: int = 0,
+        labels: str | None = None,
+    ) -> None:
+        self.sampler, self.every = sampler, Every(every_images)
+        self.latest: Path | None = None
+        self.count, self.strip, self.moments, self.seed, self.labels = count, strip, moments, seed, labels
+
+    @property
+    def samplers(self) -> list[Sampler]:
+        """Those that will be used, to be checked before training."""
+        return [self.sampler]
+
+    def summary(self) -> list[str]:
+        """Lines for the end of training."""
+        return [f"samples   {os.path.relpath(self.latest)}"] if self.latest else []
+
+    def job(self, trainer: Trainer, pl_module: LightningModule, count: int) -> Job:
+        dataset = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        return Job(
+            pl_module,  # pyright: ignore[reportArgumentType]
+            self.sampler,
+            dataset.shape,
+            count * (64 if len(dataset.shape) == 1 else 1),
+            seed=self.seed,
+            labels=self.labels if dataset.conditional else None,
+            num_classes=dataset.num_classes,
+            device=pl_module.device,
+        )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.job(trainer, pl_module, self.count)  # a sampler that cannot work is refused before training
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.every.start(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.every.due(trainer) and trainer.global_step != trainer.max_steps and not stopping(trainer):
+            self.look(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not stopping(trainer):
+            self.look(trainer, pl_module)
+
+    @torch.no_grad()
+    def look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws and logs; every rank makes its share."""
+        seen = images_seen(trainer)
+        with averaged(trainer), evaluating(pl_module):  # pyright: ignore[reportArgumentType]
+            samples = self.job(trainer, pl_module, self.count).collect(None, trainer.global_rank, trainer.world_size)
+            if not trainer.is_global_zero:
+                return
+            shown = range(self.strip if samples.ndim == 4 else len(samples))
+            states = list(self.job(trainer, pl_module, self.strip).trajectory(shown))
+        kept = torch.linspace(0, len(states) - 1, min(self.moments, len(states))).round().long().tolist()
+        strip = filmstrip([storable(states[k]).cpu() for k in kept])
+        grid = picture(samples)
+        folder = Path(trainer.default_root_dir) / "samples"
+        self.latest = save(grid, folder / f"images_seen={seen:09d}.png")
+        save(strip, folder / "strip" / f"images_seen={seen:09d}.png")
+        log_picture(trainer.loggers, "samples", grid, trainer.global_step, seen)
+        log_picture(trainer.loggers, "denoising", strip, trainer.global_step, seen)

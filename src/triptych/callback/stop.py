@@ -1,0 +1,55 @@
+"""Being asked to stop: finish the step, save, and leave so that the run can go on."""
+
+import signal
+from types import FrameType
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Stop(Callback):
+    """Turns the first SIGINT or SIGTERM into a graceful stop after the current step; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for number in EXIT_CODES:
+            self._previous[number] = signal.signal(number, self._receive)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        stop = self.received is not None
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop:
+            self.received = self.received or signal.SIGTERM
+            trainer.should_stop = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nobody asked for a stop."""
+        return EXIT_CODES[self.received] if self.received else 0
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        print(f"\n{self.received.name}: finishing this step, then saving …", flush=True)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def stopping(trainer: Trainer) -> bool:
+    """Whether the run is being stopped from outside, so that nothing long should begin."""
+    return any(isinstance(c, Stop) and c.received is not None for c in trainer.callbacks)  # pyright: ignore

@@ -1,0 +1,231 @@
+"""The command line: Hydra composes, help is short, and bad input gets one sentence. Imports nothing heavy.
+
+Every script is `cli.command("train", task)`; torch and Lightning are imported by the task, after Hydra has composed.
+"""
+
+import contextlib
+import difflib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[2] / "conf"
+BAD_INPUT = 2  # exit code
+
+
+def command(name: str, task: Callable[[DictConfig], object], prepare: Callable[[list[str]], list[str]] | None = None) -> None:
+    """Runs `task` on the composed `conf/<name>.yaml`.
+
+    Args:
+        prepare: rewrites the command line's arguments before Hydra reads them, e.g. to take a run's own settings.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_resolvers()
+    traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
+    try:
+        with refusals():
+            if prepare is not None:
+                sys.argv[1:] = prepare(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if traceback_wanted:
+            raise
+        refuse(explain(error, name))
+
+
+def refuse(sentence: str) -> None:
+    """Prints why nothing was started, and exits."""
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    raise SystemExit(BAD_INPUT)
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Around the building of a task, before any work: turns what our constructors refuse into one sentence."""
+    from hydra.errors import InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, (ValueError, OSError, ImportError)):
+            refuse(str(cause))
+        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
+        if isinstance(cause, TypeError) and unexpected:
+            where = str(error).rpartition("full_key: ")[2] or "the config"
+            refuse(f"There is no setting {unexpected[1]!r} in {where}.")
+        raise
+    except OmegaConfBaseException as error:
+        refuse(str(error).splitlines()[0])
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            refuse(f"{error.strerror}: {error.filename}")
+        refuse(str(error))
+
+
+def explain(error: Exception, name: str) -> str:
+    """One sentence out of Hydra's several lines."""
+    text = str(error)
+    if missing := re.search(r"Could not find '([^']+)'", text):
+        group, _, option = missing[1].rpartition("/")
+        group = re.sub(r"@.*", "", group)
+        choices = options(group)
+        if choices:
+            return f"There is no {group}={option}: choose {', '.join(choices)}."
+    if no_group := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
+        return f"There is no group {no_group[1]!r}: choose {', '.join(groups())}, or see --help."
+    if key := re.search(r"Could not override '([^']+)'", text):
+        wanted = key[1]
+        known = _keys(name)
+        near = difflib.get_close_matches(wanted, known, 3, 0.6)
+        near = near or [k for k in known if k.rpartition(".")[2] == wanted.rpartition(".")[2]][:3]
+        hint = f"did you mean {' or '.join(near)}?" if near else "see --help, or --cfg job for every key."
+        return f"There is no setting {wanted!r}: {hint}"
+    if mandatory := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"Say {mandatory[1]}=…, it has no default; see --help."
+    first = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(first[:2]) or repr(error)
+
+
+def options(group: str) -> list[str]:
+    """The names of a config group's yaml files."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    """The config groups of the command line."""
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+
+
+def _keys(name: str) -> list[str]:
+    """Every key of the default config, dotted."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    def walk(node: object, prefix: str) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield f"{prefix}{key}"
+                yield from walk(value, f"{prefix}{key}.")
+
+    GlobalHydra.instance().clear()
+    with contextlib.suppress(Exception), initialize_config_dir(str(CONF), version_base="1.3"):
+        return [k for k in walk(OmegaConf.to_container(compose(name)), "") if "_target_" not in k]
+    return []
+
+
+def register_resolvers() -> None:
+    """The few functions that our yamls may call."""
+    OmegaConf.register_new_resolver("out_channels", _out_channels, replace=True)
+    OmegaConf.register_new_resolver("run_id", run_id, replace=True)
+    OmegaConf.register_new_resolver("choice", _choice, replace=True)
+    OmegaConf.register_new_resolver("divide", lambda a, b: max(1, int(a) // int(b)), replace=True)
+
+
+def _out_channels(_root_: DictConfig) -> int:
+    """What a network gives back for each channel it gets: twice as much if it also tells the variance."""
+    learned = OmegaConf.select(_root_, "formulation.variance") == "learned"
+    return _root_.dataset.channels * (2 if learned else 1)
+
+
+@functools.cache
+def run_id() -> str:
+    """A short random name, the same throughout this process."""
+    import secrets
+
+    return secrets.token_hex(4)
+
+
+def choices() -> dict[str, str]:
+    """The option that was chosen from each config group, whatever package it was put in."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return {}
+    chosen = HydraConfig.get().runtime.choices.items()
+    return {k.split("@")[0]: str(v) for k, v in chosen if not k.startswith("hydra") and v is not None}
+
+
+def _choice(group: str) -> str:
+    return choices().get(group, group)
+
+
+def resume_arguments(arguments: list[str]) -> list[str]:
+    """`resume=<run folder>` becomes the run's own overrides, then the new ones, written in that folder."""
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    folder = given.get("resume")
+    if not folder or folder == "null":
+        return arguments
+    stored = Path(folder) / "overrides.yaml"
+    if not stored.exists():
+        raise FileNotFoundError(f"There is no run to resume at {folder}: it has no overrides.yaml.")
+    before = [a for a in OmegaConf.load(stored) if not str(a).startswith(("resume=", "hydra.run.dir="))]
+    return [*before, *arguments, f"hydra.run.dir={_quoted(str(Path(folder)))}"]
+
+
+def run_arguments(arguments: list[str], nodes: tuple[str, ...]) -> list[str]:
+    """`run=<folder or checkpoint>` brings the run's own choices of these nodes, which the command line may override.
+
+    A node that is not chosen anew by `node=option` comes as the run's option, with the values that the run gave it.
+    """
+    given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
+    run = given.get("run")
+    if not run or any(a in ("--help", "-h", "--hydra-help") for a in arguments):
+        return arguments
+    config = _stored_config(Path(run))
+    brought: list[str] = []
+    for node in nodes:
+        values = config.get(node)
+        if node in given or not isinstance(values, dict) or "_target_" not in values:
+            continue
+        option = config.get("choices", {}).get(node)
+        if option in options(node):
+            brought.append(f"{node}={option}")
+            brought += [f"++{key}={value}" for key, value in _leaves(values, node)]
+    return [*brought, *arguments]
+
+
+def _stored_config(path: Path) -> dict:
+    folder = path if path.is_dir() else path.parent.parent
+    if (folder / "config.yaml").exists():
+        return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # pyright: ignore[reportReturnType]
+    from triptych.run import read_checkpoint  # a lone checkpoint: its config is inside
+
+    return dict(read_checkpoint(path).get("hyper_parameters", {}))
+
+
+def _leaves(values: dict, prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, name)
+        else:
+            yield name, _quoted(value)
+
+
+def _quoted(value: object) -> str:
+    """A value as Hydra's override grammar reads it back."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_quoted(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_quoted(v)}" for k, v in value.items()) + "}"
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

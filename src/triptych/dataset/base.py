@@ -1,0 +1,249 @@
+"""What every data set shares: splits, order, batches, ranges. A source adds `arrays` and nothing else."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+
+from triptych.dataset.augment import PARAMETERS, augment
+from triptych.dataset.batches import Batch, TrainBatches, ValidationBatches, per_device_batch_size
+from triptych.dataset.order import AUGMENT, DEQUANTISE, Order, bits, held_out, uniforms
+from triptych.dataset.pixels import Buffers, dequantise, normalise
+from triptych.dataset.store import MappedStore, Store
+
+Cond = Tensor | dict[str, Tensor] | None
+IN_MEMORY = 4 << 30  # bytes up to which a memory-mapped set is read into memory
+ON_DEVICE = 4 << 30  # bytes up to which `device_resident: auto` moves it to the GPU
+
+
+class Dataset(LightningDataModule, ABC):
+    """Images in [-1, 1] for a Trainer, uint8 for everybody else.
+
+    A training batch is `(x_0, cond)`: x_0 float32 [B, C, H, W] (toy: [B, 2]); cond None, or int64 labels [B]
+    if `conditional`, or if augmented a dict of "augment" [B, 9] and perhaps "label". What is in it depends on (seed,
+    optimizer step) alone.
+
+    Args:
+        channels: C.
+        resolution: H = W; None for toy points.
+        num_classes: labels are 0, ..., num_classes - 1; 0 if there are none.
+        global_batch_size: images an optimizer step, over all processes and accumulated micro-batches (T-D1).
+        flip: mirror training images at random.
+        augment: the probability of each of EDM's non-leaky augmentations, which mirror as well; 0 for none.
+        dequantise: train on uniformly dequantised grey levels, as likelihoods are computed on (T-K7).
+        conditional: hand out labels as cond.
+        holdout: the share of the training images kept for validation; 0 where the test split serves.
+        root: where the files are, or are downloaded to (default: data/<name>).
+        cache: where decoded images are kept (default: inside root).
+        device_resident: keep the images on the GPU: "auto" if they are small, or true / false.
+        limit: use the first so many training images only.
+    """
+
+    splits: tuple[str, ...] = ("train", "test")  # what the source's own files provide
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        channels: int,
+        resolution: int | None,
+        num_classes: int = 0,
+        global_batch_size: int = 128,
+        flip: bool = False,
+        augment: float = 0.0,
+        dequantise: bool = False,
+        conditional: bool = False,
+        holdout: float = 0.0,
+        seed: int = 0,
+        root: str | None = None,
+        cache: str | None = None,
+        device_resident: bool | str = "auto",
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= holdout < 1:
+            raise ValueError(
+                f"dataset.holdout={holdout} must be a share of the training images in [0, 1), such as 0.1."
+            )
+        if conditional and not num_classes:
+            raise ValueError(f"dataset {name} has no labels (num_classes: 0): type dataset.conditional=false.")
+        if not 0 <= augment <= 1:
+            raise ValueError(f"dataset.augment={augment} must be a probability in [0, 1], such as EDM's 0.12.")
+        if flip and augment:
+            raise ValueError("The augmentations mirror images already: type dataset.flip=false.")
+        if resolution is None and (flip or augment or dequantise):
+            raise ValueError(f"dataset {name} is points: flip, augment and dequantise are for images; leave them out.")
+        if device_resident not in (True, False, "auto"):
+            raise ValueError(f"dataset.device_resident={device_resident} must be auto, true or false.")
+        if not holdout and "test" not in self.splits:
+            raise ValueError(
+                f"dataset {name} has no test split of its own: "
+                "type dataset.holdout=0.1 to keep a share of the images for validation."
+            )
+        self.name, self.channels, self.resolution, self.num_classes = name, channels, resolution, num_classes
+        self.global_batch_size, self.conditional = global_batch_size, conditional
+        self.flip, self.augment, self.dequantise = flip, augment, dequantise
+        self.holdout, self.seed, self.device_resident, self.limit = holdout, seed, device_resident, limit
+        self.root = Path(root).expanduser() if root else Path("data") / name
+        self.cache = Path(cache).expanduser() if cache else self.root / "cache"
+        self._arrays: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._buffers = Buffers()
+        self._origin = (0, 0)  # (optimizer step, stream position) from which positions are counted
+
+    @abstractmethod
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """The source's "train" or "test" images, uint8 [N, C, H, W] (or a memory map), and labels [N] or None."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample; known without reading any file."""
+        return (self.channels,) if self.resolution is None else (self.channels, self.resolution, self.resolution)
+
+    def images(self, split: str) -> np.ndarray:
+        """The raw images of a split, uint8 [N, C, H, W], in the order of the files: never augmented (T-F6).
+
+        "train" is what is trained on; "val" the held-out images, or the test split if nothing is held out;
+        "test" the source's own test split, or the held-out images if it has none.
+        """
+        return self._split(split)[0]
+
+    def labels(self, split: str) -> np.ndarray | None:
+        """The labels of a split, int64 [N], or None."""
+        return self._split(split)[1]
+
+    def test_images(self) -> np.ndarray:
+        """`images("test")`."""
+        return self.images("test")
+
+    @property
+    def transform_hash(self) -> str:
+        """Identifies what shaped the raw images (source, resolution, crop, filter), for evaluation records."""
+        return hashlib.sha256(repr(sorted(self.transform().items())).encode()).hexdigest()[:16]
+
+    def transform(self) -> dict[str, object]:
+        """What shapes the raw images, as plain values. A source with a crop or a filter adds them."""
+        return {"name": self.name, "channels": self.channels, "resolution": self.resolution}
+
+    def _split(self, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+        if split not in ("train", "val", "test"):
+            raise ValueError(f"There is no split {split!r}: it is one of train, val, test.")
+        own_test = "test" in self.splits
+        if (split == "test" and own_test) or (split == "val" and not self.holdout):
+            return self._load("test")
+        images, labels = self._load("train")
+        if not self.holdout:
+            return images, labels
+        kept = held_out(len(images), self.holdout) == (split != "train")
+        return images[kept], None if labels is None else labels[kept]
+
+    def _load(self, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """`arrays`, checked and remembered."""
+        if split in self._arrays:
+            return self._arrays[split]
+        images, labels = self.arrays(split)
+        if split == "train" and self.limit:
+            images, labels = images[: self.limit], None if labels is None else labels[: self.limit]
+        if images.shape[1:] != self.shape:
+            raise ValueError(
+                f"dataset {self.name} holds images of shape {list(images.shape[1:])} where channels and "
+                f"resolution say {list(self.shape)}: type dataset.channels={images.shape[1]}"
+                + (f" dataset.resolution={images.shape[-1]}." if images.ndim == 4 else ".")
+            )
+        if not len(images):
+            raise ValueError(f"dataset {self.name} has no images in its {split} split.")
+        if labels is not None:
+            labels = np.asarray(labels, np.int64)
+            if len(labels) != len(images):
+                raise ValueError(f"dataset {self.name} has {len(images)} {split} images but {len(labels)} labels.")
+            if self.conditional and (labels.min() < 0 or labels.max() >= self.num_classes):
+                raise ValueError(
+                    f"dataset {self.name} has labels from {labels.min()} to {labels.max()}: "
+                    f"type dataset.num_classes={labels.max() + 1}."
+                )
+        elif self.conditional and split == "train":
+            raise ValueError(f"dataset {self.name} has no labels: type dataset.conditional=false.")
+        self._arrays[split] = images, labels
+        return images, labels
+
+    def prepare_data(self) -> None:
+        for split in self.splits:  # on rank 0 only, while the others wait: downloads and decodes what is missing
+            self._load(split)
+
+    def train_dataloader(self) -> TrainBatches:
+        images, labels = self._load("train")
+        rank, world_size = self._place()
+        accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
+        mapped = isinstance(images, np.memmap) and images.nbytes > IN_MEMORY
+        device = self._device(images)
+        store = MappedStore(images, torch.cuda.is_available()) if mapped else Store(images, self.flip, device)
+        rows = np.flatnonzero(~held_out(len(images), self.holdout))
+        return TrainBatches(
+            store,
+            Order(self.seed, rows, len(images), self.flip, store.device),
+            torch.from_numpy(labels).to(store.device) if self.conditional and labels is not None else None,
+            start=self.position,
+            batch=per_device_batch_size(self.global_batch_size, world_size, accumulate),
+            rank=rank,
+            world_size=world_size,
+            positions=self.augment > 0 or self.dequantise,
+        )
+
+    def val_dataloader(self) -> ValidationBatches:
+        images, labels = self._split("val")
+        rank, world_size = self._place()
+        accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
+        batch = per_device_batch_size(self.global_batch_size, world_size, accumulate)
+        labels = labels if self.conditional else None
+        return ValidationBatches(images, labels, batch=batch, rank=rank, world_size=world_size)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> tuple[Tensor, Cond]:
+        x, label, *positions = batch
+        if not positions:
+            return normalise(x, self._buffer(x)), label
+        if self.dequantise:
+            generator = torch.Generator(x.device)
+            generator.manual_seed(int(bits(self.seed, DEQUANTISE, positions[0][:1])[0] >> np.uint64(1)))
+        x = dequantise(x, generator) if self.dequantise else normalise(x)
+        if not self.augment:
+            return x, label
+        numbers = uniforms(self.seed, AUGMENT, positions[0], PARAMETERS)
+        x, parameters = augment(x, torch.from_numpy(numbers).to(x.device), self.augment)
+        return x, {"augment": parameters} if label is None else {"label": label, "augment": parameters}
+
+    def _buffer(self, x: Tensor) -> Tensor | None:
+        """Memory for x in float32, where that is worth keeping."""
+        reuse = x.device.type == "cpu" and not x.is_floating_point()
+        return self._buffers.take(tuple(x.shape), torch.float32) if reuse else None
+
+    def position(self) -> int:
+        """The stream position of the next optimizer step: the Trainer's, so that nothing prefetched counts."""
+        step, position = self._origin
+        return position + (getattr(self.trainer, "global_step", 0) - step) * self.global_batch_size
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": getattr(self.trainer, "global_step", 0), "position": self.position()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._origin = state_dict["step"], state_dict["position"]
+
+    def _place(self) -> tuple[int, int]:
+        """(rank, number of ranks) among the processes that see different data."""
+        if self.trainer is None:
+            return 0, 1
+        place = getattr(
+            self.trainer, "distributed_sampler_kwargs", None
+        )  # not the world size, if the network is split too
+        if place:
+            return place["rank"], place["num_replicas"]
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _device(self, images: np.ndarray) -> torch.device:
+        strategy = getattr(self.trainer, "strategy", None)
+        device = getattr(strategy, "root_device", torch.device("cpu"))
+        small = (2 if self.flip else 1) * images.nbytes <= ON_DEVICE
+        resident = small if self.device_resident == "auto" else self.device_resident
+        return device if resident else torch.device("cpu")

@@ -1,0 +1,66 @@
+"""Images at rest, and the one operation that training needs: take a batch of rows, some of them mirrored."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triptych.dataset.pixels import Buffers
+
+BOTH_ORIENTATIONS = 1 << 30  # bytes up to which mirrored copies are kept, so that a flip costs nothing
+
+
+class Store:
+    """A set of images as one tensor, in memory or on the device. Row N + i is image i mirrored.
+
+    Where mirrored images are wanted and the set is small, both orientations are kept; otherwise the batch is mirrored.
+
+    Args:
+        images: uint8 [N, C, H, W] or float32 [N, D].
+        flip: whether rows from N on will be asked for.
+        device: where the tensor lies and the batches are made.
+    """
+
+    def __init__(self, images: np.ndarray, flip: bool = False, device: torch.device | str = "cpu") -> None:
+        data = torch.from_numpy(images if images.flags.writeable else np.array(images)).to(device)
+        self.size, self.shape, self.flip, self.device = len(data), tuple(data.shape[1:]), flip, data.device
+        self.doubled = flip and 2 * data.nbytes <= BOTH_ORIENTATIONS
+        if self.doubled:
+            data = torch.cat([data, data.flip(-1)])
+        self.data = data.reshape(len(data), -1)
+        self.buffers = Buffers()
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Rows int64 [B] on the store's device -> [B, ...] in the dtype of the store."""
+        index = rows if self.doubled or not self.flip else rows % self.size
+        if self.device.type == "cpu":
+            out = self.buffers.take((len(rows), self.data.shape[1]), self.data.dtype)
+            x = torch.index_select(self.data, 0, index, out=out).view(-1, *self.shape)
+        else:
+            x = self.data.index_select(0, index).view(-1, *self.shape)
+        if self.flip and not self.doubled:
+            x = torch.where((rows >= self.size).view(-1, *[1] * len(self.shape)), x.flip(-1), x)
+        return x
+
+
+class MappedStore:
+    """A set too large for memory: a memory-mapped array, a batch of which is read in the order of the disk.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        pinned: make batches in page-locked memory, from which a GPU copies without waiting.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, images: np.ndarray, pinned: bool = False) -> None:
+        self.images, self.size, self.shape, self.pinned = images, len(images), images.shape[1:], pinned
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Rows int64 [B] -> uint8 [B, ...]."""
+        batch = torch.empty((len(rows), *self.shape), dtype=torch.uint8, pin_memory=self.pinned)
+        index, mirrored = (rows % self.size).numpy(), (rows >= self.size).numpy()
+        sequence = np.argsort(index)
+        array = batch.numpy()
+        array[sequence] = self.images[index[sequence]]
+        array[mirrored] = array[mirrored][..., ::-1]
+        return batch

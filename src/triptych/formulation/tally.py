@@ -1,0 +1,38 @@
+"""Loss per noise level: sums of a loss in bins of log-SNR, kept on the device until someone asks."""
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+EDGES = tuple(range(-10, 11, 2))  # of log-SNR; the first and the last bin are open
+NAMES = (f"below_{EDGES[0]}", *(f"{a}_to_{a + 2}" for a in EDGES[:-1]), f"above_{EDGES[-1]}")
+
+
+class Tally:
+    """Adds up [B] losses by the bin of their log-SNR, without a scalar read; `read` sums over ranks and starts anew."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None  # per bin: losses, losses times weights, count
+        self._edges: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, log_snr: Tensor, weight: Tensor) -> None:
+        """loss, log_snr, weight: [B]."""
+        if self._sums is None or self._edges is None or self._sums.device != loss.device:
+            self._sums = torch.zeros(3, len(NAMES), device=loss.device)
+            self._edges = torch.tensor(EDGES, dtype=torch.float32, device=loss.device)
+        loss = loss.float()
+        index = torch.bucketize(log_snr.float(), self._edges)
+        self._sums.index_add_(1, index, torch.stack([loss, weight * loss, torch.ones_like(loss)]))
+
+    def read(self) -> dict[str, float]:
+        """{"": weighted mean over all, bin name: mean in that bin, ...}, over all ranks; empty if nothing was added."""
+        if self._sums is None:
+            return {}
+        sums = self._sums
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        totals, weighted, counts = sums.tolist()
+        self._sums = None
+        means = {"": sum(weighted) / max(1.0, sum(counts))}
+        return means | {name: total / count for name, total, count in zip(NAMES, totals, counts, strict=True) if count}

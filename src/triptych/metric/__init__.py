@@ -1,0 +1,16 @@
+from triptych.metric.base import FeatureMetric as FeatureMetric
+from triptych.metric.classifier import SmallClassifier as SmallClassifier
+from triptych.metric.classifier import fd_extractor as fd_extractor
+from triptych.metric.dinov2 import DINOv2 as DINOv2
+from triptych.metric.extractor import FrozenExtractor as FrozenExtractor
+from triptych.metric.feature_metrics import feature_metrics as feature_metrics
+from triptych.metric.frechet import FrechetDistance as FrechetDistance
+from triptych.metric.frechet import frechet_distance as frechet_distance
+from triptych.metric.frechet_infinity import FrechetInfinity as FrechetInfinity
+from triptych.metric.inception import Inception as Inception
+from triptych.metric.inception_score import InceptionScore as InceptionScore
+from triptych.metric.kernel_distance import KernelDistance as KernelDistance
+from triptych.metric.mmd import MMD as MMD
+from triptych.metric.precision_recall import PrecisionRecall as PrecisionRecall
+from triptych.metric.sliced_wasserstein import SlicedWasserstein as SlicedWasserstein
+from triptych.metric.statistics import Statistics as Statistics

@@ -1,0 +1,160 @@
+"""A run on disk: its folder, its config, and the way from a checkpoint back to a formulation, safely."""
+
+import importlib
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from triptych.formulation import Formulation
+
+# What a config that comes with a checkpoint may build: our own public classes, and torch's optimizers.
+ALLOWED = re.compile(
+    r"triptych\.(schedule|model|formulation|sampler|guidance|dataset|metric|callback)(\.\w+)?\.[A-Z]\w*"
+    r"|triptych\.metric\.fd_extractor"
+    r"|torch\.optim\.[A-Z]\w+"
+)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The composed config as nested dicts of plain values, all interpolations resolved."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return container  # pyright: ignore[reportReturnType]
+
+
+def write_config(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
+    """Writes config.yaml and overrides.yaml: enough to run it again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("config.yaml", config), ("overrides.yaml", overrides)):
+        temporary = folder / f".{name}.{os.getpid()}.tmp"
+        OmegaConf.save(OmegaConf.create(content), temporary)
+        os.replace(temporary, folder / name)
+
+
+def folder_of(path: Path | str) -> Path:
+    """The run folder of a run folder or of a checkpoint inside one; for a lone checkpoint, the folder it is in."""
+    path = Path(path)
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def checkpoint_of(path: Path | str) -> Path:
+    """The checkpoint of a run folder (its last one), or the file itself."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is nothing at {path}: give run=<a run folder or a .ckpt file>.")
+    if path.is_file():
+        return path
+    last = path / "checkpoints" / "last.ckpt"
+    if last.exists():
+        return last
+    others = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
+    if not others:
+        raise FileNotFoundError(f"The run folder {path} has no checkpoint in {path / 'checkpoints'}.")
+    return others[-1]
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """A checkpoint's content, tensors and plain values only; refuses a truncated file, and code (weights_only)."""
+    path = checkpoint_of(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path) or "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            raise ValueError(
+                f"The checkpoint {path} holds something other than tensors and plain values, and is not loaded."
+            ) from error
+        raise ValueError(f"The file {path} is not a checkpoint, or only a part of one.") from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+        raise ValueError(f"The file {path} is not a checkpoint, or only a part of one.") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"The file {path} is not a checkpoint of Triptych: it has no state_dict.")
+    return checkpoint
+
+
+def build(config: dict[str, Any], **extra: Any) -> Any:
+    """Instantiates a config that came from a file, through the allow-list of targets only."""
+    import hydra
+
+    check_targets(config)
+    return hydra.utils.instantiate(config, **extra)
+
+
+def check_targets(config: Any) -> None:
+    """Refuses a config with a `_target_` that is not on the allow-list."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if key == "_target_" and not _allowed(value):
+                raise ValueError(f"The stored config wants to call {value!r}, which is not allowed.")
+            check_targets(value)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            check_targets(value)
+
+
+def _allowed(target: Any) -> bool:
+    """Whether a target's name is on the list, and is not something that one of our modules merely imports."""
+    if not isinstance(target, str) or not ALLOWED.fullmatch(target):
+        return False
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return False
+    return str(getattr(found, "__module__", "")).startswith(("triptych.", "torch.optim."))
+
+
+def read_config(path: Path | str, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The composed config of a run: from its checkpoint, or from config.yaml beside it."""
+    if checkpoint is not None and checkpoint.get("hyper_parameters"):
+        return dict(checkpoint["hyper_parameters"])
+    stored = folder_of(path) / "config.yaml"
+    if not stored.exists():
+        raise FileNotFoundError(f"Neither the checkpoint nor {stored} holds the config of this run.")
+    return plain(OmegaConf.load(stored))  # pyright: ignore[reportArgumentType]
+
+
+def load(path: Path | str, weights: str = "ema") -> Formulation:
+    """A formulation in eval mode from a run folder or a checkpoint file.
+
+    Args:
+        weights: "ema", the averaged weights, or "raw". A run trained without an average has raw ones only.
+    """
+    return restore(read_checkpoint(path), path, weights)
+
+
+def restore(checkpoint: dict[str, Any], path: Path | str, weights: str = "ema") -> Formulation:
+    """`load`, from a checkpoint that has been read."""
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be ema or raw, got {weights!r}.")
+    formulation = build(read_config(path, checkpoint)["formulation"])
+    state = dict(checkpoint["state_dict"])
+    if weights == "ema" and checkpoint.get("ema", {}).get("shadow"):
+        state |= checkpoint["ema"]["shadow"]
+    try:
+        formulation.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"The weights in {path} do not fit its config: {str(error).splitlines()[0]}") from error
+    return formulation.eval()
+
+
+def weights_profile(checkpoint: dict[str, Any], weights: str = "ema") -> str:
+    """Which weights `load` gives, for a record."""
+    ema = checkpoint.get("ema") or {}
+    return ema["profile"] if weights == "ema" and ema.get("shadow") else "raw"
+
+
+def new_folder(path: Path | str, what: str) -> Path:
+    """A folder for results, created; refuses one that already holds something."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} already holds {what}: choose another out=…, or remove it first.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

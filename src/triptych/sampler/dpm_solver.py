@@ -1,0 +1,82 @@
+"""DPM-Solver++, multistep, for the probability flow and for the SDE."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from triptych.denoiser import Cond, Denoiser
+from triptych.noise import Noise
+from triptych.sampler.base import Path, Sampler, combine
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMSolver(Sampler):
+    """DPM-Solver++: Fast Solver for Guided Sampling. Lu et al. 2022. arXiv:2211.01095, multistep, of order 1 to 3.
+
+    In l = log(alpha / sigma), half our log-SNR, with h = l_s - l_t and D_1, D_2 the divided differences of past x_0:
+
+        x_s = (sigma_s / sigma_t) x_t + alpha_s (1 - e^-h) (x_0 + D_1 / 2)                                  order 2
+        x_s = (sigma_s / sigma_t) e^-h x_t + alpha_s (1 - e^-2h) (x_0 + D_1 / 2) + sigma_s sqrt(1 - e^-2h) z    its SDE
+
+    Order 1 is DDIM, with eta = 1 for the SDE. A time of infinite log-SNR is never history.
+
+    Attributes:
+        order: 1, 2 or 3; the SDE has 1 and 2.
+        sde: SDE-DPM-Solver++ instead of the deterministic one.
+    """
+
+    order: int = 2
+    sde: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"DPMSolver: order must be 1, 2 or 3, got {self.order}.")
+        if self.sde and self.order == 3:
+            raise ValueError("DPMSolver: the SDE form has order 1 or 2; choose one, or sde=false.")
+
+    def coefficients(self, path: Path) -> list[tuple[float, list[float], float]]:
+        """For each step: the weights of x_t, of x_0 and the x_0 before it, newest first, and of z."""
+        half = [log_snr / 2 for log_snr in path.log_snr]
+        rows = []
+        for i in range(len(path)):
+            h = half[i + 1] - half[i]
+            phi = -math.expm1(-2 * h) if self.sde else -math.expm1(-h)
+            weights = self.extrapolation(half, i, h, phi)
+            a = path.sigma[i + 1] / path.sigma[i] * (math.exp(-h) if self.sde else 1.0)
+            std = path.sigma[i + 1] * math.sqrt(phi) if self.sde else 0.0
+            rows.append((a, [path.alpha[i + 1] * w for w in weights], std))
+        return rows
+
+    def extrapolation(self, half: list[float], i: int, h: float, phi: float) -> list[float]:
+        """The weights of x_0 and its predecessors for alpha_s = 1; `half` is l at all times."""
+        known = i + 1 if math.isfinite(half[0]) else max(1, i)
+        order = min(self.order, known) if math.isfinite(h) else 1
+        if order == 1:
+            return [phi]
+        r_0 = (half[i] - half[i - 1]) / h
+        if order == 2:
+            return [phi + phi / (2 * r_0), -phi / (2 * r_0)]
+        r_1 = (half[i - 1] - half[i - 2]) / h
+        first = 1 - phi / h  # of D_1
+        second = 0.5 - first / h  # of D_2
+        newest = (first + (first * r_0 + second) / (r_0 + r_1)) / r_0  # of x_0(0) - x_0(1)
+        oldest = (first * r_0 + second) / (r_0 + r_1) / r_1  # of x_0(2) - x_0(1)
+        return [phi + newest, -newest - oldest, oldest]
+
+    def trajectory(
+        self, denoiser: Denoiser, x: Tensor, cond: Cond = None, noise: Noise = torch.randn_like
+    ) -> Iterator[Tensor]:
+        path = self.path(denoiser)
+        times = path.batches(x)
+        past: list[Tensor] = []  # x_0, newest first
+        for i, (a, weights, std) in enumerate(self.coefficients(path)):
+            past = [self.predict(denoiser, x, times[i], cond), *past[: self.order - 1]]
+            x = combine((a, x), *zip(weights, past, strict=False))
+            if std > 0 and not self.is_mean(i, path):
+                x.add_(noise(x), alpha=std)
+            yield x
+        yield from self.finish(denoiser, x, path, cond)

@@ -1,0 +1,188 @@
+"""Where a run's numbers and pictures go: `metrics.csv` always, Weights & Biases if asked, and nothing ever waits.
+
+W&B is online when the user is logged in, offline otherwise or when the network fails; the x-axis is images seen, so that
+runs with different batch sizes compare (T-D13).
+"""
+
+import csv
+import netrc
+import os
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+AXIS = "images_seen"
+INIT_TIMEOUT = 30  # seconds W&B may take to answer before the run goes on offline
+
+
+class MetricsCSV(Logger):
+    """Every scalar of a run, one row a step: `step, images_seen, time, ...`; append-only.
+
+    On resume the rows after the checkpoint's step are cut, so that there are neither gaps nor duplicates. A new column
+    rewrites the file, by a rename.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._columns: list[str] = []
+        self._row: dict[str, Any] = {}
+        self._rows_seen = False
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return "csv"
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The config has a file of its own."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        step = int(step or 0)
+        if self._row and self._row["step"] != step:
+            self.save()
+        self._row |= {"step": step, "time": round(time.time(), 3)} | metrics
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Writes the row of the current step."""
+        if not self._row:
+            return
+        row, self._row = self._row, {}
+        if not self._columns and self.path.exists():
+            with self.path.open(newline="") as file:
+                self._columns = next(csv.reader(file), [])
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._rewrite(self._columns + sorted(new, key=lambda n: (n not in ("step", AXIS, "time"), n)))
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    @rank_zero_only
+    def cut(self, step: int) -> None:
+        """Forgets everything after an optimizer step, from which a run is about to continue."""
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                self._columns = next(csv.reader(file), [])
+            self._rewrite(self._columns, step)
+
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    def _rewrite(self, columns: list[str], up_to: int | None = None) -> None:
+        rows = []
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                rows = [r for r in csv.DictReader(file) if up_to is None or int(float(r["step"])) <= up_to]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".csv.tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+        self._columns = columns
+
+
+def read_csv(path: Path | str) -> list[dict[str, float]]:
+    """The rows of a metrics.csv, empty cells left out."""
+    with Path(path).open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+
+
+def logged_in() -> bool:
+    """Whether W&B would find a key without asking: in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def connect(settings: dict[str, Any], folder: Path, run_id: str, config: dict[str, Any]) -> WandbLogger | None:
+    """A started W&B logger that writes under `folder`, or None where W&B is disabled.
+
+    Args:
+        settings: keyword arguments of WandbLogger (project, group, tags, name, ...).
+        run_id: so that a resumed run continues the same W&B run.
+        config: the composed config, shown by W&B.
+    """
+    mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+    if mode == "disabled":
+        return None
+    os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")  # where payloads are staged until they are synced
+    os.environ.setdefault("WANDB_SILENT", "true")
+    (folder / "wandb").mkdir(parents=True, exist_ok=True)
+    try:
+        return _start(settings, folder, run_id, config, offline=mode != "online")
+    except Exception as error:  # a missing key, no network, a server that says no: the run matters more
+        if mode != "online":
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(f"W&B cannot be reached ({reason}); this run goes on offline.")
+        os.environ["WANDB_MODE"] = "offline"
+        return _start(settings, folder, run_id, config, offline=True)
+
+
+def _start(settings: dict[str, Any], folder: Path, run_id: str, config: dict[str, Any], offline: bool) -> WandbLogger:
+    import wandb
+
+    logger = WandbLogger(
+        save_dir=folder,
+        offline=offline,
+        id=run_id,
+        resume="allow",
+        settings=wandb.Settings(init_timeout=INIT_TIMEOUT, console="off"),
+        **{k: v for k, v in settings.items() if k != "_target_"},
+    )
+    if rank_zero_only.rank == 0:
+        run = logger.experiment
+        run.config.update(config, allow_val_change=True)
+        run.define_metric(AXIS)
+        run.define_metric("*", step_metric=AXIS)
+    return logger
+
+
+def how_to_look(logger: WandbLogger | None, folder: Path) -> str:
+    """One line: the address of the run, or the command that brings an offline one there."""
+    if logger is None:
+        return "W&B is disabled; every number is in metrics.csv"
+    run = logger.experiment
+    if not run.settings._offline and run.url:
+        return run.url
+    return f"wandb sync {_short(Path(run.dir).parent)}   (offline; or `wandb leet {_short(Path(run.dir).parent)}` here)"
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+@rank_zero_only
+def log_picture(loggers: list[Logger], name: str, picture: torch.Tensor, step: int, images_seen: int) -> None:
+    """A uint8 [C, H, W] picture to every logger that takes pictures; one that fails is reported once and let be."""
+    from triptych.image import to_numpy
+
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            logger.experiment.log({name: wandb.Image(to_numpy(picture)), AXIS: images_seen, "trainer/global_step": step})
+
+
+@rank_zero_only
+def log_scalars(loggers: list[Logger], metrics: dict[str, float], step: int, images_seen: int) -> None:
+    """Scalars to every logger, with the x-axis."""
+    for logger in loggers:
+        logger.log_metrics({**metrics, AXIS: images_seen}, step)
