@@ -18,8 +18,9 @@ def train(config: DictConfig) -> None:
     from triptych.callback.clock import images_seen
     from triptych.record import code_version
 
+    cli.quiet()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with cli.refusals():  # everything is built, and refused if it cannot work, before anything is written
+    with cli.refusals(folder):  # everything is built, and refused if it cannot work, before anything is written
         plain = run.plain(config)
         plain["choices"] = cli.choices()
         dataset = instantiate(config.dataset)

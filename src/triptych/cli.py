@@ -31,6 +31,7 @@ def command(name: str, task: Callable[[DictConfig], object], prepare: Callable[[
     register_resolvers()
     traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that wait must not starve a busy machine
     try:
         with refusals():
             if prepare is not None:
@@ -48,9 +49,36 @@ def refuse(sentence: str) -> None:
     raise SystemExit(BAD_INPUT)
 
 
+def quiet() -> None:
+    """Silences what Lightning and W&B say that is of no use to our users."""
+    import logging
+    import warnings
+
+    for name in ("lightning.pytorch", "lightning.fabric", "wandb"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*weights_only.*", ".*IterableDataset.*"):
+        warnings.filterwarnings("ignore", message)
+
+
 @contextlib.contextmanager
-def refusals() -> Iterator[None]:
-    """Around the building of a task, before any work: turns what our constructors refuse into one sentence."""
+def refusals(folder: Path | None = None) -> Iterator[None]:
+    """Around the building of a task, before any work: turns what our constructors refuse into one sentence.
+
+    Args:
+        folder: the run's folder, which Hydra has made already; removed again if it is empty.
+    """
+    try:
+        with _sentences():
+            yield
+    except SystemExit:
+        while folder is not None and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
+        raise
+
+
+@contextlib.contextmanager
+def _sentences() -> Iterator[None]:
     from hydra.errors import InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 

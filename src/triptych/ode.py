@@ -114,3 +114,18 @@ def _first_step(
     largest = torch.maximum(d_1, d_2)
     step = torch.where(largest <= 1e-15, (trial * 1e-3).clamp(min=1e-6), (0.01 / largest).pow(1 / 5))
     return torch.minimum(100 * trial, step).clamp(max=abs(span))
+
+
+def runge_kutta_4(
+    f: Callable[[Tensor, Tensor], Tensor], y: Tensor, t_0: float, t_1: float, steps: int
+) -> tuple[Tensor, Tensor]:
+    """The classical method with equal steps, to compare models at one and the same cost. As `dormand_prince`."""
+    h = (t_1 - t_0) / steps
+    for i in range(steps):
+        t = torch.full((len(y),), t_0 + i * h, dtype=torch.float64, device=y.device)
+        k_1 = f(t, y)
+        k_2 = f(t + h / 2, y + h / 2 * k_1)
+        k_3 = f(t + h / 2, y + h / 2 * k_2)
+        k_4 = f(t + h, y + h * k_3)
+        y = y + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4)
+    return y, torch.full((len(y),), 4 * steps, dtype=torch.int64, device=y.device)

@@ -137,22 +137,24 @@ def connect(settings: dict[str, Any], folder: Path, run_id: str, config: dict[st
 
 
 def _start(settings: dict[str, Any], folder: Path, run_id: str, config: dict[str, Any], offline: bool) -> WandbLogger:
+    """W&B's run is started here, and not by Lightning, whose x-axis would be its global step."""
+    if rank_zero_only.rank != 0:
+        return WandbLogger(save_dir=folder, offline=True, id=run_id)
     import wandb
 
-    logger = WandbLogger(
-        save_dir=folder,
-        offline=offline,
+    run = wandb.init(
+        dir=folder,
+        mode="offline" if offline else "online",
         id=run_id,
         resume="allow",
+        config=config,
+        allow_val_change=True,
         settings=wandb.Settings(init_timeout=INIT_TIMEOUT, console="off"),
         **{k: v for k, v in settings.items() if k != "_target_"},
     )
-    if rank_zero_only.rank == 0:
-        run = logger.experiment
-        run.config.update(config, allow_val_change=True)
-        run.define_metric(AXIS)
-        run.define_metric("*", step_metric=AXIS)
-    return logger
+    run.define_metric(AXIS)
+    run.define_metric("*", step_metric=AXIS)
+    return WandbLogger(save_dir=folder, experiment=run)
 
 
 def how_to_look(logger: WandbLogger | None, folder: Path) -> str:
@@ -162,7 +164,8 @@ def how_to_look(logger: WandbLogger | None, folder: Path) -> str:
     run = logger.experiment
     if not run.settings._offline and run.url:
         return run.url
-    return f"wandb sync {_short(Path(run.dir).parent)}   (offline; or `wandb leet {_short(Path(run.dir).parent)}` here)"
+    where = _short(Path(run.dir).parent)
+    return f"offline; look with `wandb leet {where}`, bring it there with `wandb sync {where}`"
 
 
 def _short(path: Path) -> str:

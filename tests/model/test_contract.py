@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triptych.model import DiT, MLP, NCSN, NCSNpp, NCSNv2, UNet
+from triptych.model import MLP, NCSN, DiT, NCSNpp, NCSNv2, UNet
 
 FIR = (1, 3, 3, 1)
 NETWORKS = {
@@ -14,7 +14,9 @@ NETWORKS = {
     "ddpmpp": lambda n: NCSNpp(3, 3, 8, 16, (1, 2), 1, (4,), num_classes=n),
     "ncsnpp": lambda n: NCSNpp(3, 3, 8, 16, (1, 2), 1, (4,), **_fourier("residual", "standard"), num_classes=n),
     "ncsnpp_256": lambda n: NCSNpp(3, 3, 8, 16, (1, 2), 1, (4,), **_fourier("skip", "skip"), num_classes=n),
-    "ncsnpp_residual": lambda n: NCSNpp(3, 3, 8, 16, (1, 2), 1, (4,), **_fourier("residual", "residual"), num_classes=n),
+    "ncsnpp_residual": lambda n: NCSNpp(
+        3, 3, 8, 16, (1, 2), 1, (4,), **_fourier("residual", "residual"), num_classes=n
+    ),
     "dit": lambda n: DiT(3, 6, 8, 2, 32, 2, 4, num_classes=n),
     "mlp": lambda n: MLP(2, 2, 32, 2, num_classes=n),
 }

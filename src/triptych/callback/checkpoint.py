@@ -73,7 +73,7 @@ class Checkpoint(Callback):
     def save(self, trainer: Trainer, name: str = "last.ckpt") -> Path:
         """Called on every rank."""
         path = Path(trainer.default_root_dir) / "checkpoints" / name
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if name == "last.ckpt":
             self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         return path

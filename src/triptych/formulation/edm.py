@@ -6,11 +6,11 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from triptych import schedule as schedules
 from triptych.denoiser import Cond
 from triptych.formulation.base import Formulation, Plumbing
 from triptych.formulation.times import LogNormal, TimeSampler
 from triptych.noise import Noise
+from triptych.schedule import EDM as Karras
 
 
 class EDM(Formulation):
@@ -22,14 +22,14 @@ class EDM(Formulation):
         sigma_data: standard deviation of the data.
     """
 
-    schedules = (schedules.EDM,)
+    schedules = (Karras,)
 
     def __init__(
-        self, model: nn.Module, schedule: schedules.EDM, *, sigma_data: float = 0.5, **plumbing: Unpack[Plumbing]
+        self, model: nn.Module, schedule: Karras, *, sigma_data: float = 0.5, **plumbing: Unpack[Plumbing]
     ) -> None:
         if not sigma_data > 0:
             raise ValueError(f"EDM: sigma_data must be a positive number, got {sigma_data}.")
-        if isinstance(schedule, schedules.EDM):
+        if isinstance(schedule, Karras):
             self.noise_range = (math.log(schedule.sigma_min) / 4, math.log(schedule.sigma_max) / 4)
         super().__init__(model, schedule, **plumbing)
         self.sigma_data = sigma_data

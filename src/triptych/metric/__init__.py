@@ -1,4 +1,5 @@
 from triptych.metric.base import FeatureMetric as FeatureMetric
+from triptych.metric.bits_per_dim import BitsPerDim as BitsPerDim
 from triptych.metric.classifier import SmallClassifier as SmallClassifier
 from triptych.metric.classifier import fd_extractor as fd_extractor
 from triptych.metric.dinov2 import DINOv2 as DINOv2
@@ -10,7 +11,10 @@ from triptych.metric.frechet_infinity import FrechetInfinity as FrechetInfinity
 from triptych.metric.inception import Inception as Inception
 from triptych.metric.inception_score import InceptionScore as InceptionScore
 from triptych.metric.kernel_distance import KernelDistance as KernelDistance
+from triptych.metric.likelihood import log_likelihood as log_likelihood
 from triptych.metric.mmd import MMD as MMD
+from triptych.metric.per_image import PerImage as PerImage
 from triptych.metric.precision_recall import PrecisionRecall as PrecisionRecall
 from triptych.metric.sliced_wasserstein import SlicedWasserstein as SlicedWasserstein
 from triptych.metric.statistics import Statistics as Statistics
+from triptych.metric.vlb import VLB as VLB

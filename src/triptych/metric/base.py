@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -99,7 +100,7 @@ class FeatureMetric(Metric, ABC):
             first = sum(map(len, rows))
             index = torch.arange(first, first + len(features))
         rows.append(index.to(features.device, torch.int64))
-        getattr(self, f"{side}_features").append(features)
+        getattr(self, f"{side}_features").append(features.to(self._stored_dtype))
 
     def stored(self, real: bool, at_least: int = 1) -> Tensor:
         """All features of one side in the order of their index, float64 [N, D]."""
@@ -107,10 +108,8 @@ class FeatureMetric(Metric, ABC):
             features = self.reference
         else:
             side = "real" if real else "fake"
-            rows = getattr(self, f"{side}_features")
-            features = dim_zero_cat(rows) if len(rows) else torch.zeros(0)
-            if len(features):
-                features = features[dim_zero_cat(getattr(self, f"{side}_index")).argsort(stable=True)]
+            features, index = (_joined(getattr(self, f"{side}_{name}")) for name in ("features", "index"))
+            features = features[index.argsort(stable=True)] if len(index) else features
         if len(features) < at_least:
             raise ValueError(
                 f"{type(self).__name__} needs at least {at_least} {'real' if real else 'generated'} samples, "
@@ -118,6 +117,36 @@ class FeatureMetric(Metric, ABC):
             )
         return features.to(self.device, torch.float64)
 
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        # A process without samples must offer an empty tensor of the others' shape and dtype: torchmetrics' own
+        # stand-in is one-dimensional and float, and the gather would fail or hang.
+        if dist.is_available() and dist.is_initialized() and "fake_features" in self._defaults:
+            for side in ("real", "fake"):
+                features = _joined(getattr(self, f"{side}_features"))
+                width = self._width(features)
+                if not len(features):
+                    features = torch.zeros(0, width, dtype=self._stored_dtype, device=self.device)
+                setattr(self, f"{side}_features", [features])
+                index = _joined(getattr(self, f"{side}_index")).to(self.device, torch.int64)
+                setattr(self, f"{side}_index", [index])
+        super().sync(*args, **kwargs)
+
+    def _width(self, features: Tensor) -> int:
+        if self.extractor is not None:
+            return self.extractor.num_features
+        width = torch.tensor(features.shape[1] if len(features) else 0, device=self.device)
+        dist.all_reduce(width, dist.ReduceOp.MAX)
+        return int(width)
+
+    @property
+    def _stored_dtype(self) -> torch.dtype:
+        return torch.float64 if self.extractor is None else torch.float32
+
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         # What `.to(device, dtype)` does to a tensor, less the dtype
         return super()._apply(lambda x: x.to(fn(x.new_empty(0)).device), exclude_state)
+
+
+def _joined(rows: Tensor | list[Tensor]) -> Tensor:
+    """A stored state as one tensor, empty [0] if there is nothing."""
+    return dim_zero_cat(rows) if len(rows) else torch.zeros(0)

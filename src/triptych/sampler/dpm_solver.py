@@ -62,7 +62,7 @@ class DPMSolver(Sampler):
             return [phi + phi / (2 * r_0), -phi / (2 * r_0)]
         r_1 = (half[i - 1] - half[i - 2]) / h
         first = 1 - phi / h  # of D_1
-        second = 0.5 - first / h  # of D_2
+        second = 1 - 2 * first / h  # of D_2
         newest = (first + (first * r_0 + second) / (r_0 + r_1)) / r_0  # of x_0(0) - x_0(1)
         oldest = (first * r_0 + second) / (r_0 + r_1) / r_1  # of x_0(2) - x_0(1)
         return [phi + newest, -newest - oldest, oldest]

@@ -56,7 +56,9 @@ def levels(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0)
     if steps > len(native):
         raise ValueError(f"grid=levels has {len(native)} levels between {end} and {start}: steps={steps} is too many.")
     index = torch.linspace(len(native) - 1, 0, steps + 1 if steps == 1 else steps, dtype=torch.float64)[:steps]
-    return torch.cat([native[index.round().long()], torch.tensor([end], dtype=torch.float64)])
+    times = torch.cat([native[index.round().long()], torch.tensor([end], dtype=torch.float64)])
+    times[0] = start
+    return times
 
 
 def explicit(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, *, times: Sequence[float]) -> Tensor:

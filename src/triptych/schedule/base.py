@@ -11,6 +11,7 @@ and log-SNR is  lambda = log(alpha^2 / sigma^2) = 2 log(alpha / sigma): the fact
 
 import functools
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
@@ -61,24 +62,22 @@ class Schedule(nn.Module, ABC):
     @in_float64
     def drift(self, t: Tensor) -> Tensor:
         """f = d log alpha / dt."""
-        return torch.func.jvp(lambda u: self.alpha(u).log(), (t,), (torch.ones_like(t),))[1]
+        return derivative(lambda u: self.alpha(u).log(), t)
 
     @in_float64
     def diffusion_sq(self, t: Tensor) -> Tensor:
         """g^2 = d sigma^2 / dt - 2 f sigma^2."""
-        slope = torch.func.jvp(lambda u: self.sigma(u).square(), (t,), (torch.ones_like(t),))[1]
-        return slope - 2 * self.drift(t) * self.sigma(t).square()
+        return derivative(lambda u: self.sigma(u).square(), t) - 2 * self.drift(t) * self.sigma(t).square()
 
     def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """d alpha / dt and d log sigma / dt, which give the probability flow wherever sigma > 0:
 
         dx/dt = alpha' x_0 + (sigma' / sigma) (x - alpha x_0),      x_0 = E[x_0 | x_t].
         """
-        one = torch.ones_like(t, dtype=torch.float64)
-        alpha = torch.func.jvp(self.alpha, (t.double(),), (one,))[1]
-        log_sigma = torch.func.jvp(lambda u: self.sigma(u).log(), (t.double(),), (one,))[1]
+        f = self.drift(t.double())
+        log_sigma = f + self.diffusion_sq(t.double()) / (2 * self.sigma(t.double()).square())
         dtype = torch.promote_types(t.dtype, torch.float32)
-        return alpha.to(dtype), log_sigma.to(dtype)
+        return (f * self.alpha(t.double())).to(dtype), log_sigma.to(dtype)
 
     @in_float64
     def time(self, log_snr: Tensor) -> Tensor:
@@ -99,6 +98,15 @@ class Schedule(nn.Module, ABC):
     def grid_ends(self) -> tuple[float, float]:
         """The cleanest and the noisiest t > 0 that a log-SNR grid visits: both log-SNRs are finite."""
         return (max(self.t_min, 0.0 if self.levels is None else float(self.levels[0])), self.t_max)
+
+
+def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """d function / dt of an elementwise function, by forward differentiation: it works under no_grad. [...] -> [...]."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`torch.jit.script` is deprecated", DeprecationWarning
+        )  # of torch's own making
+        return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
 
 
 def positive(name: str, value: float) -> float:

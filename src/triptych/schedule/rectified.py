@@ -35,6 +35,9 @@ class Rectified(Schedule):
     def diffusion_sq(self, t: Tensor) -> Tensor:
         return 2 * t / (1 - t)
 
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(t), 1 / t  # finite at t = 1, too
+
     @in_float64
     def time(self, log_snr: Tensor) -> Tensor:
         return torch.sigmoid(-log_snr / 2)
