@@ -16,6 +16,9 @@ def evaluate(config: DictConfig) -> None:
     from triptych.evaluation import Evaluator
     from triptych.generate import Job, Progress, devices
 
+    cli.quiet()
+    if config.doctor:
+        return doctor(config)
     with cli.refusals():
         for node in RUN_NODES:
             if config[node] is None:
@@ -74,6 +77,23 @@ def evaluate(config: DictConfig) -> None:
     path = record.write(folder / "evaluations")
     print(record.describe())
     print(f"  {os.path.relpath(path)}")
+
+
+def doctor(config: DictConfig) -> None:
+    """A page about a dataset, with the constants that the papers derive from it."""
+    from hydra.utils import instantiate
+
+    from triptych.doctor import examine
+
+    with cli.refusals():
+        if config.dataset is None:
+            raise ValueError("Say which dataset to look at: doctor=true dataset=digits.")
+        dataset = instantiate(config.dataset)
+        metric = instantiate(config.metric) if config.metric else None
+        dataset.prepare_data()
+    print(dataset.name)
+    for what, value in examine(dataset, metric):
+        print(f"  {what:<18}{value}")
 
 
 if __name__ == "__main__":

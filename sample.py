@@ -83,7 +83,8 @@ def sample(config: DictConfig) -> None:
     }
     write_json(out / "record.json", record)
     print(f"{job.count} samples, {job.nfe} network calls each, {job.images_per_second:.1f} images/s a device.")
-    print(f"  {os.path.relpath(out)}: samples.npz, grid.png, record.json" + (", trajectory.gif" if config.animate else ""))
+    written = ["samples.npz", "grid.png", "record.json"] + ["trajectory.gif", "strip.png"] * bool(config.animate)
+    print(f"  {os.path.relpath(out)}: {', '.join(written)}")
 
 
 if __name__ == "__main__":

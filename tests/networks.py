@@ -6,7 +6,6 @@ time is read from c_noise, the answer worked out from E[x_0 | x_t].
 
 import math
 
-import torch
 from oracles import two_modes
 from torch import nn
 
@@ -104,7 +103,7 @@ ROWS = {
     "score_sde sub_vp": lambda scale=1.0: score_sde(SubVP(), scale),
     "score_sde ve": lambda scale=1.0: score_sde(VE(0.02, 10.0), scale),
     "score_sde likelihood": lambda scale=1.0: score_sde(VP(), scale, weighting="likelihood"),
-    "score_sde learned": lambda scale=1.0: score_sde(Learned(), scale, weighting="likelihood"),
+    "score_sde learned": lambda scale=1.0: score_sde(Learned(hidden=6), scale, weighting="likelihood"),
     "edm": lambda scale=1.0: edm(EDMSchedule(), scale),
     "flow_matching": lambda scale=1.0: flow_matching(Rectified(), scale),
 }

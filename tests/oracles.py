@@ -62,10 +62,9 @@ def finite(schedule, points=((-0.8, 0.1), (0.1, 0.9), (0.7, -0.5))):
     return Mixture(schedule, points)
 
 
-def gaussian_flow(schedule, x, t, mean, std):
-    """The exact solution at t = 0 of the probability flow of N(mean, std^2) that starts from x at t."""
-    t = torch.tensor(t, dtype=torch.float64)
-    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
-    sigma_0 = float(schedule.sigma(torch.zeros((), dtype=torch.float64)))
-    scale = math.sqrt((std**2 + sigma_0**2) / ((alpha * std) ** 2 + sigma**2))
-    return mean + scale * (x - alpha * mean)
+def gaussian_flow(schedule, x, t, s, mean, std):
+    """The exact solution at s of the probability flow of x_0 ~ N(mean, std^2) that is at x at t."""
+    times = torch.tensor([t, s], dtype=torch.float64)
+    (alpha_t, alpha_s), (sigma_t, sigma_s) = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
+    scale = math.sqrt(((alpha_s * std) ** 2 + sigma_s**2) / ((alpha_t * std) ** 2 + sigma_t**2))
+    return alpha_s * mean + scale * (x - alpha_t * mean)

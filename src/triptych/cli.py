@@ -18,7 +18,9 @@ CONF = Path(__file__).parents[2] / "conf"
 BAD_INPUT = 2  # exit code
 
 
-def command(name: str, task: Callable[[DictConfig], object], prepare: Callable[[list[str]], list[str]] | None = None) -> None:
+def command(
+    name: str, task: Callable[[DictConfig], object], prepare: Callable[[list[str]], list[str]] | None = None
+) -> None:
     """Runs `task` on the composed `conf/<name>.yaml`.
 
     Args:

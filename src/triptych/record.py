@@ -134,6 +134,7 @@ def short_count(n: int) -> str:
 
 def describe_sampler(sampler: Any) -> dict[str, Any]:
     """A sampler, or any frozen dataclass, as plain values with its name."""
+
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return describe_sampler(value)

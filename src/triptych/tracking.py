@@ -1,7 +1,7 @@
 """Where a run's numbers and pictures go: `metrics.csv` always, Weights & Biases if asked, and nothing ever waits.
 
-W&B is online when the user is logged in, offline otherwise or when the network fails; the x-axis is images seen, so that
-runs with different batch sizes compare (T-D13).
+W&B is online when the user is logged in, offline otherwise or when the network fails; the x-axis is images seen, so
+that runs with different batch sizes compare (T-D13).
 """
 
 import csv
@@ -80,10 +80,9 @@ class MetricsCSV(Logger):
         self.save()
 
     def _rewrite(self, columns: list[str], up_to: int | None = None) -> None:
-        rows = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = [r for r in csv.DictReader(file) if up_to is None or int(float(r["step"])) <= up_to]
+        text = self.path.read_text() if self.path.exists() else ""
+        whole = text[: text.rfind("\n") + 1].splitlines()  # a crash may have left half a line
+        rows = [r for r in csv.DictReader(whole) if up_to is None or int(float(r["step"])) <= up_to]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".csv.tmp")
         with temporary.open("w", newline="") as file:
@@ -174,14 +173,15 @@ def _short(path: Path) -> str:
 
 @rank_zero_only
 def log_picture(loggers: list[Logger], name: str, picture: torch.Tensor, step: int, images_seen: int) -> None:
-    """A uint8 [C, H, W] picture to every logger that takes pictures; one that fails is reported once and let be."""
+    """A uint8 [C, H, W] picture to every logger that takes pictures."""
     from triptych.image import to_numpy
 
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             import wandb
 
-            logger.experiment.log({name: wandb.Image(to_numpy(picture)), AXIS: images_seen, "trainer/global_step": step})
+            shown = {name: wandb.Image(to_numpy(picture)), AXIS: images_seen, "trainer/global_step": step}
+            logger.experiment.log(shown)
 
 
 @rank_zero_only

@@ -49,7 +49,7 @@ def test_rotation_by_a_quarter(quarter):
     y, labels = augment(x, numbers(1, u2=0.0, u8=0.5 + quarter / 4), 0.12)
     assert torch.allclose(labels, torch.tensor([[0, 0, 0, -1, quarter, 0, 0, 0, 0.0]]), atol=1e-6)
     # the paper's ROTATE2D(-a_3), with the image's y axis pointing down: counterclockwise for a_3 > 0, as rot90
-    assert (y - torch.rot90(x, quarter, (2, 3))).abs().max() < 0.01
+    assert (y - torch.rot90(x, quarter, (2, 3))).abs().max() < 0.02
 
 
 def test_translation_by_whole_pixels():
@@ -86,12 +86,12 @@ def test_brightness_is_kept_and_edges_are_mirrored():
 
 
 def test_how_often():
-    u = torch.rand(20000, PARAMETERS, generator=torch.Generator().manual_seed(0))
-    _, labels = augment(torch.zeros(20000, 1, 8, 8), u, 0.12)
+    u = torch.rand(5000, PARAMETERS, generator=torch.Generator().manual_seed(0))
+    _, labels = augment(torch.zeros(5000, 1, 4, 4), u, 0.12)
     often = (labels != 0).float().mean(0)
     expected = torch.tensor([0.5, 0.06] + [0.12] * 7)
-    assert ((often - expected).abs() < 5 * (expected * (1 - expected) / 20000).sqrt()).all()
+    assert ((often - expected).abs() < 5 * (expected * (1 - expected) / 5000).sqrt()).all()
     moved = (labels[:, [0, 1, 2, 3, 5, 7]] != 0).float()
     off = torch.corrcoef(moved.T) - torch.eye(6)
-    assert off.abs().max() < 5 / 20000**0.5  # each for itself
-    assert labels[labels[:, 2] != 0, 2].std() == pytest.approx(1, abs=0.07)
+    assert off.abs().max() < 5 / 5000**0.5  # each for itself
+    assert labels[labels[:, 2] != 0, 2].std() == pytest.approx(1, abs=0.15)

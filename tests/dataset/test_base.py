@@ -72,7 +72,7 @@ def steps_seen(model, offset=0):
 
 
 def test_resumed_in_mid_epoch_equals_straight(tmp_path):
-    """T-D4, T-D5: 100 images, 24 a step; the stop lies inside the second epoch. The checkpoint loads as plain values."""
+    """T-D4, T-D5: 100 images, 24 a step; the stop is inside the second epoch. The checkpoint holds plain values."""
     straight, _ = fit(Counted(global_batch_size=24), 14, tmp_path)
     first, path = fit(Counted(global_batch_size=24), 6, tmp_path)
     second, _ = fit(Counted(global_batch_size=24), 14, tmp_path, resume=path)
@@ -83,9 +83,9 @@ def test_resumed_in_mid_epoch_equals_straight(tmp_path):
 def test_accumulation_does_not_change_the_global_batches(tmp_path):
     """T-D1."""
     whole, _ = fit(Counted(global_batch_size=24), 8, tmp_path)
-    parts, path = fit(Counted(global_batch_size=24), 5, tmp_path, accumulate_grad_batches=3)
+    parts, path = fit(Counted(global_batch_size=24), 4, tmp_path, accumulate_grad_batches=3)
     rest, _ = fit(Counted(global_batch_size=24), 8, tmp_path, resume=path, accumulate_grad_batches=2)
-    assert [len(numbers) for _, numbers in parts.seen] == [8] * 15
+    assert [len(numbers) for _, numbers in parts.seen] == [8] * 12
     assert steps_seen(parts) | steps_seen(rest) == steps_seen(whole)
 
 

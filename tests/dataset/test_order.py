@@ -39,9 +39,7 @@ def test_flips_are_fair_reproducible_and_new_each_epoch():
     order = Order(5, np.arange(1000), 1000, flip=True)
     mirrored = np.stack([np.sort(rows(order, e * 1000, (e + 1) * 1000) % 1000 * 2) for e in range(2)])
     assert np.array_equal(mirrored[0], mirrored[1])  # the images themselves are all there
-    by_image = [
-        np.isin(np.arange(1000) + 1000, rows(order, epoch * 1000, (epoch + 1) * 1000)) for epoch in range(20)
-    ]
+    by_image = [np.isin(np.arange(1000) + 1000, rows(order, epoch * 1000, (epoch + 1) * 1000)) for epoch in range(20)]
     counts = np.sum(by_image, 0)  # Binomial(20, 1/2) an image
     assert abs(counts.mean() - 10) < 5 * np.sqrt(5 / 1000)
     assert abs(counts.var() - 5) < 5 * 5 * np.sqrt(2 / 1000)

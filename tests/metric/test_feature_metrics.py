@@ -95,6 +95,7 @@ def test_kernel_distance_is_unbiased_at_any_number_of_samples():
         assert abs(np.mean(values)) < 5 * np.std(values) / math.sqrt(len(values))
 
 
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save")
 def test_kernel_distance_agrees_with_torchmetrics_on_whole_sets():
     real, fake = images(40, 1), images(40, 2, 200)
     theirs = KernelInceptionDistance(feature=Pixels(), subsets=1, subset_size=40)
@@ -140,7 +141,7 @@ def test_precision_and_recall_equal_a_loop(k):
     assert 0 < got["precision"] != got["recall"] > 0
 
 
-def test_precision_and_recall_in_blocks(monkeypatch):
+def test_precision_and_recall_in_blocks():
     from triptych.metric.precision_recall import neighbour_radii_sq, share_inside
 
     x, y = normal(40, 1).double(), normal(30, 2, 1.3).double()

@@ -34,8 +34,8 @@ def test_wasserstein_on_the_line_is_an_assignment():
 def test_sliced_wasserstein_of_a_shift_and_of_a_set_with_itself():
     """Shifted by a in two dimensions: W_2 along u is |<u, a>|, whose mean square is |a|^2 / 2."""
     x = points(300, 1)
-    shifted = filled(SlicedWasserstein(directions=20000), x, x + torch.tensor([0.6, -0.8])).compute()
-    assert float(shifted) == pytest.approx(math.sqrt(0.5), rel=0.02)
+    shifted = filled(SlicedWasserstein(directions=4000), x, x + torch.tensor([0.6, -0.8])).compute()
+    assert float(shifted) == pytest.approx(math.sqrt(0.5), rel=0.03)
     assert float(filled(SlicedWasserstein(), x, x).compute()) == 0
     with pytest.raises(ValueError, match="2 coordinates, generated ones 1"):
         filled(SlicedWasserstein(), x, x[:, :1]).compute()

@@ -1,4 +1,4 @@
-"""Our networks against diffusers' with the same weights: same structure, same order, same arithmetic. No weight is left out."""
+"""Our networks against diffusers' with the same weights, none left out: same structure, same order, same arithmetic."""
 
 import math
 
@@ -163,9 +163,7 @@ def test_dit():
         for block in peer.transformer_blocks[1:]:  # ours embeds time and class once for all blocks
             block.norm1.emb.load_state_dict(first.state_dict())
     model = blank(DiT(3, 6, 8, 2, 32, 2, 4, num_classes=10))
-    model.embedding = SinusoidalEmbedding(
-        256
-    )  # diffusers' frequencies end at 1 / 10^4, those of the paper's code do not
+    model.embedding = SinusoidalEmbedding(256)  # diffusers' frequencies, not the paper's
     copy(model.tokens, peer.pos_embed.proj)
     weight = first.timestep_embedder.linear_1.weight
     model.time[0].weight.data.copy_(weight.roll(128, dims=1))  # sines first

@@ -1,4 +1,4 @@
-"""Parameter counts of the papers' networks, built from the yamls, against published ones. On meta: nothing is allocated."""
+"""Parameter counts of the papers' networks, built from the yamls on meta, against published ones."""
 
 from pathlib import Path
 

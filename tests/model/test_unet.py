@@ -1,4 +1,4 @@
-"""The U-Net's operators, norms, dropout and initial weights. Its equality with diffusers' is in test_against_diffusers."""
+"""The U-Net's operators, norms, dropout and initial weights (test_against_diffusers has its equality with a peer)."""
 
 from collections import Counter
 

@@ -9,7 +9,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
-from triptych.callback.clock import Every
+from triptych.callback.clock import Every, Steps
+from triptych.callback.stop import AGREE_EVERY
 
 
 class AtomicIO(TorchCheckpointIO):
@@ -45,6 +46,7 @@ class Checkpoint(Callback):
         milestone_images: int | None = None,
     ) -> None:
         self.every, self.milestones, self.every_minutes = Every(every_images), Every(milestone_images), every_minutes
+        self.steps = Steps()
         self._saved_at, self._saved_step = time.monotonic(), -1
 
     @staticmethod
@@ -53,13 +55,18 @@ class Checkpoint(Callback):
         return AtomicIO()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.steps.start(trainer)
         self.every.start(trainer)
         self.milestones.start(trainer)
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not self.steps.advanced(trainer):
+            return
         late = self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
-        if self.every_minutes is not None and trainer.world_size > 1:
+        if self.every_minutes is not None and trainer.world_size > 1 and trainer.global_step % AGREE_EVERY:
+            late = False
+        elif self.every_minutes is not None and trainer.world_size > 1:
             late = trainer.strategy.reduce_boolean_decision(late, all=False)
         if self.milestones.due(trainer):
             self.save(trainer, f"step={trainer.global_step}.ckpt")

@@ -8,6 +8,20 @@ def images_seen(trainer: Trainer) -> int:
     return trainer.global_step * trainer.datamodule.global_batch_size  # pyright: ignore[reportAttributeAccessIssue]
 
 
+class Steps:
+    """Tells when an optimizer step has been completed, which not every micro-batch does."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def start(self, trainer: Trainer) -> None:
+        self._seen = trainer.global_step
+
+    def advanced(self, trainer: Trainer) -> bool:
+        before, self._seen = self._seen, trainer.global_step
+        return self._seen != before
+
+
 class Every:
     """Is due whenever a multiple of `images` has been passed; never if `images` is None."""
 

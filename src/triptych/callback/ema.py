@@ -9,7 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from triptych.callback.clock import images_seen
+from triptych.callback.clock import Steps, images_seen
 
 
 class EMA(Callback):
@@ -40,7 +40,7 @@ class EMA(Callback):
         self._shadow: dict[str, Tensor] = {}
         self._restored: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] | None = None
-        self._step = 0
+        self.steps = Steps()
 
     @property
     def profile(self) -> str:
@@ -64,14 +64,13 @@ class EMA(Callback):
             for name, p in parameters(pl_module).items()
         }
         self._restored = {}
-        self._step = trainer.global_step
+        self.steps.start(trainer)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if trainer.global_step == self._step:  # a micro-batch of a step that goes on (T-E3)
+        if not self.steps.advanced(trainer):  # a micro-batch of a step that goes on (T-E3)
             return
-        self._step = trainer.global_step
-        weight = 1 - self.decay(self._step, trainer.datamodule.global_batch_size)  # pyright: ignore
+        weight = 1 - self.decay(trainer.global_step, trainer.datamodule.global_batch_size)  # pyright: ignore
         current = [p.detach() for p in parameters(pl_module).values()]
         if any(p.dtype != torch.float32 for p in current):
             current = [p.float() for p in current]

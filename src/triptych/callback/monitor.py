@@ -1,4 +1,4 @@
-"""The numbers of training, every n optimizer steps: loss, loss per noise level, gradient norm, learning rate, images/s."""
+"""The numbers of training: loss, loss per noise level, gradient norm, learning rate, images/s."""
 
 import time
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from triptych.callback.clock import images_seen
+from triptych.callback.clock import Steps, images_seen
 from triptych.tracking import log_scalars
 
 
@@ -22,11 +22,13 @@ class Monitor(Callback):
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self.latest: dict[str, float] = {}
+        self.steps = Steps()
         self._step, self._last_logged = 0, 0
         self._seconds, self._began = 0.0, 0.0
         self._norm: torch.Tensor | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.steps.start(trainer)
         self._step = self._last_logged = trainer.global_step
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -39,7 +41,7 @@ class Monitor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._seconds += time.perf_counter() - self._began
-        if trainer.global_step == self._step:
+        if not self.steps.advanced(trainer):
             return
         self._step = trainer.global_step
         if self._step % self.every_n_steps == 0 or self._step == 1:

@@ -47,7 +47,7 @@ class ProgressBar(Callback):
         self._bar.update(self._task, completed=trainer.global_step, numbers=numbers)
         if self._bar.console.is_terminal:
             self._bar.refresh()
-        elif self._bar.tasks[0].elapsed is None or trainer.global_step >= self._printed + max(1, trainer.max_steps // 10):
+        elif trainer.global_step >= self._printed + max(1, trainer.max_steps // 10):
             self._printed = trainer.global_step
             print(f"step {trainer.global_step}/{trainer.max_steps} {numbers}", flush=True)
 

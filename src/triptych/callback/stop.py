@@ -6,23 +6,32 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from triptych.callback.clock import Steps
+
+AGREE_EVERY = 10  # optimizer steps between two agreements of several processes, which wait for the device
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Stop(Callback):
-    """Turns the first SIGINT or SIGTERM into a graceful stop after the current step; a second one interrupts at once."""
+    """Turns the first SIGINT or SIGTERM into a graceful stop after the current step; a second one acts at once."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.steps = Steps()
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.steps.start(trainer)
         for number in EXIT_CODES:
             self._previous[number] = signal.signal(number, self._receive)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not self.steps.advanced(trainer):
+            return
         stop = self.received is not None
         if trainer.world_size > 1:
+            if trainer.global_step % AGREE_EVERY:
+                return
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
             self.received = self.received or signal.SIGTERM

@@ -11,6 +11,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -164,9 +165,10 @@ def unpack(archive: Path, folder: Path) -> Path:
             os.chmod(temporary, 0o755)  # mkdtemp's own is for nobody else
             inner = temporary / folder.name
             os.replace(inner if inner.is_dir() else temporary, folder)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            reason = " ".join(str(error).split())
             raise ValueError(
-                f"{archive} cannot be unpacked ({error}): delete it, and it will be downloaded again."
+                f"{archive} cannot be unpacked ({reason}): delete it, and it will be downloaded again."
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

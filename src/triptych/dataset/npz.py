@@ -52,7 +52,7 @@ class NPZ(Dataset):
     def _read(self, file: Path) -> tuple[np.ndarray, list[int] | None]:
         name, label_name = self.names
         try:
-            with np.load(file, allow_pickle=False) as archive:
+            with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as archive:
                 arrays = {n: archive[n] for n in (name, label_name) if n in archive.files}
                 names = archive.files
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError) as error:

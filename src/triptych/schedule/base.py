@@ -101,11 +101,9 @@ class Schedule(nn.Module, ABC):
 
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """d function / dt of an elementwise function, by forward differentiation: it works under no_grad. [...] -> [...]."""
+    """d function / dt of an elementwise function, by forward differentiation, which works under no_grad."""
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`torch.jit.script` is deprecated", DeprecationWarning
-        )  # of torch's own making
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)  # torch's own
         return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
 
 

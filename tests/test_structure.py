@@ -1,0 +1,187 @@
+"""The house's plan (which part may import which, conf/ mirrors src/), read from the files themselves."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parents[1]
+SOURCE, CONF = ROOT / "src" / "triptych", ROOT / "conf"
+
+WAIST = {"schedule", "denoiser", "noise"}
+MEASURING = WAIST | {"sampler", "metric", "image", "generate", "record", "evaluation"}
+ALLOWED = {  # part -> the parts it may import; a new part gets a line here
+    "schedule": set(),
+    "noise": set(),
+    "image": set(),
+    "ode": set(),
+    "model": set(),
+    "dataset": set(),
+    "denoiser": {"schedule"},
+    "sampler": WAIST | {"ode"},
+    "guidance": WAIST,
+    "metric": WAIST | {"ode", "image"},
+    "formulation": WAIST,
+    "generate": WAIST | {"sampler", "metric", "image"},
+    "record": WAIST | {"sampler", "metric", "image"},
+    "evaluation": MEASURING,
+    "doctor": {"dataset", "metric", "schedule"},
+    "tracking": {"image"},
+    "callback": MEASURING | {"tracking"},
+    "run": MEASURING | {"callback", "tracking", "formulation"},
+    "report": {"record", "image"},
+    "cli": {"run"},
+}
+GROUPS = ("formulation", "schedule", "model", "sampler", "guidance", "dataset", "metric", "callback")  # of conf and src
+INTERCHANGEABLE = ("formulation", "model", "sampler", "dataset", "guidance")  # only Hydra names their classes
+SHORT_NAMES = {"kid": "KernelDistance", "fid_infinity": "FrechetInfinity", "inception": "feature_metrics"}
+
+
+def files(*folders):
+    return sorted(p for folder in folders for p in folder.rglob("*.py"))
+
+
+def imported(path):
+    """(part, name or None) of every import of our own package in a file, e.g. ("sampler", "DDIM")."""
+    package = path.relative_to(ROOT / "src").parent.parts if path.is_relative_to(ROOT / "src") else ()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            found = [(f"{module}.{a.name}" if module == "triptych" else module, a.name) for a in node.names]
+        else:
+            continue
+        for module, name in found:
+            root, *rest = module.split(".")
+            if root == "triptych" and rest:
+                yield rest[0], name
+
+
+def part_of(path):
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", files(SOURCE), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_arrows_point_one_way(path):
+    part = part_of(path)
+    if part == "__init__":
+        assert not list(imported(path))
+        return
+    assert part in ALLOWED, f"triptych.{part} is new: say in ALLOWED what it may import"
+    wrong = {name for name, _ in imported(path)} - ALLOWED[part] - {part, "__version__"}
+    assert not wrong, f"triptych.{part} may not import {', '.join(f'triptych.{w}' for w in sorted(wrong))}"
+
+
+def test_the_table_itself_has_no_circle():
+    order = list(ALLOWED)
+    for part, below in ALLOWED.items():
+        assert all(order.index(b) < order.index(part) for b in below - {part} if b in ALLOWED)
+
+
+def targets(node):
+    """Every `_target_` in a yaml, the outermost first."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
+
+
+def yamls(group):
+    return sorted((CONF / group).glob("*.yaml"))
+
+
+def top_target(path):
+    return (OmegaConf.to_container(OmegaConf.load(path)) or {}).get("_target_")
+
+
+@pytest.mark.parametrize("path", files(SOURCE) + sorted(ROOT.glob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_generic_code_names_no_concrete_class(path):
+    concrete = {
+        (group, target.rpartition(".")[2])
+        for group in INTERCHANGEABLE
+        for yaml in yamls(group)
+        for target in targets(OmegaConf.to_container(OmegaConf.load(yaml)))
+        if target.startswith(f"triptych.{group}.")
+    }
+    home = part_of(path) if path.is_relative_to(SOURCE) else None
+    assert not {(part, name) for part, name in imported(path) if part != home} & concrete
+
+
+@pytest.mark.parametrize("path", [p for g in GROUPS for p in yamls(g)], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_conf_mirrors_src(path):
+    group, target = path.parent.name, top_target(path)
+    if target is None:
+        assert OmegaConf.load(path).get("defaults"), f"{path.name} has neither a _target_ nor defaults"
+        return
+    assert target.startswith(f"triptych.{group}.")
+    name = target.rpartition(".")[2]
+    alone = Counter(map(top_target, yamls(group)))[target] == 1
+    if alone and SHORT_NAMES.get(path.stem) != name:
+        assert path.stem.replace("_", "") == name.lower(), f"{group}/{path.name} builds {name}"
+
+
+@pytest.mark.parametrize("group", ["formulation", "schedule", "sampler", "model", "guidance", "dataset"])
+def test_every_public_class_has_a_yaml(group):
+    """One file, one yaml, one line in the folder's __init__."""
+    import importlib
+    import inspect
+
+    module = importlib.import_module(f"triptych.{group}")
+    noun = getattr(module, group.capitalize(), object)
+    public = {
+        name
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__.startswith("triptych.") and not inspect.isabstract(value)
+        if issubclass(value, noun) and not getattr(value, "_is_protocol", False)
+    }
+    have = {target.rpartition(".")[2] for path in yamls(group) for target in [top_target(path)] if target}
+    assert public == have
+
+
+def test_no_class_is_built_on_a_concrete_one():
+    """A class is abstract or final: one level of inheritance."""
+    classes = {}
+    for path in files(SOURCE):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases = [b.attr if isinstance(b, ast.Attribute) else getattr(b, "id", "") for b in node.bases]
+                classes[part_of(path), node.name] = bases
+    for (part, name), bases in classes.items():
+        for base in bases:
+            above = classes.get((part, base), [])
+            assert not [b for b in above if (part, b) in classes and b != base and part in GROUPS[:5]], (
+                f"{name} inherits from {base}, which inherits from {above}"
+            )
+
+
+def test_no_file_knows_the_machine_it_was_written_on():
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"], capture_output=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    home = re.compile(rb"(?<![\w./-])/(home|root|Users|work|mnt|scratch)/[\w.]")
+    found = []
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        path = ROOT / name
+        if path.is_file() and path.suffix not in (".png", ".gif", ".safetensors", ".npz", ".ckpt"):
+            found += [f"{name}:{i}" for i, line in enumerate(path.read_bytes().splitlines(), 1) if home.search(line)]
+    assert not found
+
+
+@pytest.mark.parametrize("module", ["triptych", "triptych.cli"])
+def test_the_core_imports_nothing_heavy(module):
+    heavy = "torch", "lightning", "numpy", "wandb", "matplotlib", "sklearn", "torchmetrics", "rich"
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
