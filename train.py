@@ -20,7 +20,7 @@ def train(config: DictConfig) -> None:
 
     cli.quiet()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with cli.refusals(folder):  # everything is built, and refused if it cannot work, before anything is written
+    with cli.refusals():  # everything is built, and refused if it cannot work, before anything is written
         plain = run.plain(config)
         plain["choices"] = cli.choices()
         dataset = instantiate(config.dataset)

@@ -1,4 +1,4 @@
-"""Denoisers in closed form: what a perfectly trained network would say. Plain objects, as an outsider would write them."""
+"""Denoisers in closed form: what a perfectly trained network would say. Plain objects, as an outsider writes them."""
 
 import math
 
@@ -26,12 +26,15 @@ class Mixture:
         self.times.append(t)
         if hasattr(self, "levels"):
             assert torch.isclose(t[:1, None].double(), self.levels, rtol=1e-6, atol=1e-7).any(), f"{t[0]} is no level"
+        t = t[:1] if t.stride() == (0,) else t  # one time for all
         flat = x_t.flatten(1).double()
         alpha, sigma = (c.double().detach()[:, None] for c in (self.schedule.alpha(t), self.schedule.sigma(t)))
         points = self.points.flatten(1)
         variance = (alpha * self.std) ** 2 + sigma**2
-        square = (flat[:, None] - alpha[..., None] * points).square().sum(-1)  # [B, K]
-        share = torch.softmax(self.log_weights - square / (2 * variance), dim=1)
+        fit = (alpha * flat) @ points.T - alpha**2 * points.square().sum(
+            1
+        ) / 2  # -|x - alpha point|^2 / 2 + ..., [B, K]
+        share = torch.softmax(self.log_weights + fit / variance, dim=1)
         mean = share @ points
         gain = alpha * self.std**2 / variance
         return (mean + gain * (flat - alpha * mean)).reshape(x_t.shape).to(x_t.dtype)

@@ -15,7 +15,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf"
-BAD_INPUT = 2  # exit code
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 
 
 def command(
@@ -27,22 +27,35 @@ def command(
         prepare: rewrites the command line's arguments before Hydra reads them, e.g. to take a run's own settings.
     """
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    @functools.wraps(task)
+    def job(config: DictConfig) -> object:
+        try:
+            with _environment(HYDRA_FULL_ERROR=full_error):  # as the user has it, for processes that the task starts
+                return task(config)
+        except BaseException:
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))  # Hydra has made it already
+            raise
+
     register_resolvers()
-    traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us
     os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that wait must not starve a busy machine
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
     try:
         with refusals():
             if prepare is not None:
                 sys.argv[1:] = prepare(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+        with _environment(HYDRA_FULL_ERROR="1"):  # lets errors through to us
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        if traceback_wanted:
+        if full_error:
             raise
         refuse(explain(error, name))
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def refuse(sentence: str) -> None:
@@ -63,24 +76,33 @@ def quiet() -> None:
 
 
 @contextlib.contextmanager
-def refusals(folder: Path | None = None) -> Iterator[None]:
-    """Around the building of a task, before any work: turns what our constructors refuse into one sentence.
-
-    Args:
-        folder: the run's folder, which Hydra has made already; removed again if it is empty.
-    """
+def _environment(**variables: str | None) -> Iterator[None]:
+    """Sets environment variables (None: unset) for a while."""
+    before = {name: os.environ.get(name) for name in variables}
     try:
-        with _sentences():
-            yield
-    except SystemExit:
-        while folder is not None and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
-        raise
+        _set(variables)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Removes a folder that holds nothing, then its parents that hold nothing, below the current folder."""
+    while folder.is_dir() and not any(folder.iterdir()) and folder not in (Path.cwd(), *Path.cwd().parents):
+        folder.rmdir()
+        folder = folder.parent if folder.parent.is_relative_to(Path.cwd()) else Path.cwd()
 
 
 @contextlib.contextmanager
-def _sentences() -> Iterator[None]:
+def refusals() -> Iterator[None]:
+    """Around the building of a task, before any work: turns what our constructors refuse into one sentence."""
     from hydra.errors import InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 

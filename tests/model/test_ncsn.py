@@ -76,9 +76,9 @@ def test_only_the_middle_levels_halve(multipliers, smallest):
     """The last two dilate by 2 and 4 instead."""
     model = NCSNv2(3, 3, 32, channels=4, multipliers=multipliers)
     sides = []
-    for level in model.network.levels:
-        level[1].register_forward_hook(lambda _, __, out: sides.append(out.shape[-1]))
+    for block in list(model.network.residual)[1::2]:
+        block.register_forward_hook(lambda _, __, out: sides.append(out.shape[-1]))
     model(torch.randn(1, 3, 32, 32), torch.zeros(1))
     assert sides[0] == 32 and sides[-3:] == [smallest] * 3
-    dilations = [level[1].conv1.dilation[0] for level in model.network.levels]
+    dilations = [block.conv1.dilation[0] for block in list(model.network.residual)[1::2]]
     assert dilations == [1] * (len(multipliers) - 2) + [2, 4]

@@ -20,23 +20,15 @@ from triptych.sampler import (
 )
 from triptych.schedule import EDM, VE, VP, Cosine, Geometric, LinearBeta, QuadraticBeta, Rectified, SubVP
 
-SCHEDULES = [
-    LinearBeta(),
-    QuadraticBeta(),
-    Cosine(),
-    VP(),
-    SubVP(),
-    VE(0.02, 50.0),
-    Geometric(60, 0.02, 10.0),
-    EDM(),
-    Rectified(),
-]
+FAST = [LinearBeta(), VE(0.02, 50.0), Rectified()]
+SLOW = [QuadraticBeta(), Cosine(), VP(), SubVP(), Geometric(60, 0.02, 10.0), EDM()]
+SCHEDULES = [*FAST, *(pytest.param(schedule, marks=pytest.mark.slow) for schedule in SLOW)]
 SAMPLERS = {
     "ancestral": Ancestral(steps=150),
     "ancestral_large": Ancestral(steps=200, variance="fixed_large"),
     "ddim": DDIM(steps=200),
     "ddim_1": DDIM(steps=150, eta=1.0),
-    "annealed_langevin": AnnealedLangevin(steps=120, steps_per_level=4),
+    "annealed_langevin": AnnealedLangevin(steps=150, steps_per_level=5),
     "euler_maruyama": EulerMaruyama(steps=150),
     "reverse_diffusion": ReverseDiffusion(steps=200),
     "pc_ancestral": PredictorCorrector(steps=100),
@@ -44,7 +36,7 @@ SAMPLERS = {
     "pc_euler_maruyama": PredictorCorrector(steps=100, predictor="euler_maruyama"),
     "pc_batch": PredictorCorrector(steps=100, norm="batch"),
     "flow": ProbabilityFlow(rtol=1e-4, atol=1e-4),
-    "flow_euler": ProbabilityFlow(steps=400, method="euler"),
+    "flow_euler": ProbabilityFlow(steps=500, method="euler"),
     "flow_heun": ProbabilityFlow(steps=50),
     "flow_rk4": ProbabilityFlow(steps=25, method="rk4"),
     "heun": Heun(steps=30),

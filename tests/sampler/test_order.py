@@ -15,7 +15,8 @@ from triptych.sampler import DDIM, Ancestral, DPMSolver, EulerMaruyama, Heun, Pr
 from triptych.schedule import EDM, VE, VP, Rectified, SubVP
 
 SCHEDULES = {"vp": VP(), "sub_vp": SubVP(), "ve": VE(0.02, 8.0), "edm": EDM(0.01, 40.0), "rectified": Rectified()}
-T_START = {"rectified": 0.99}  # of alpha(1) = 0 only the first-order step knows; it is tested in test_ends.py
+KEYS = [k if k in ("vp", "rectified") else pytest.param(k, marks=pytest.mark.slow) for k in SCHEDULES]
+T_START = {"rectified": 0.99}  # of alpha(1) = 0 only the first-order step knows; see test_ends.py
 
 DETERMINISTIC = {
     "ddim": (DDIM, {}, 1),
@@ -62,7 +63,7 @@ def error(key, sampler, x, exact):
     return float((sampler(two_modes(SCHEDULES[key]), x) - exact).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("key", SCHEDULES)
+@pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_on_the_mixture(name, key):
     make, options, order = DETERMINISTIC[name]
@@ -74,7 +75,7 @@ def test_order_on_the_mixture(name, key):
     assert slope < order + 0.45 or name == "uni_pc_3", (coarse, fine, slope)
 
 
-@pytest.mark.parametrize("key", SCHEDULES)
+@pytest.mark.parametrize("key", KEYS)
 def test_adaptive_flow_is_as_exact_as_its_tolerance(key):
     """Dormand-Prince from t = 1 to t_min, on Gaussian data, whose flow has a closed form."""
     schedule = SCHEDULES[key]
@@ -116,7 +117,7 @@ STOCHASTIC = {
 }
 
 
-@pytest.mark.parametrize("key", SCHEDULES)
+@pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_weak_order_on_a_gaussian(name, key):
     make, options, order = STOCHASTIC[name]

@@ -17,15 +17,14 @@ from triptych.dataset.store import MappedStore, Store
 
 Cond = Tensor | dict[str, Tensor] | None
 IN_MEMORY = 4 << 30  # bytes up to which a memory-mapped set is read into memory
-ON_DEVICE = 4 << 30  # bytes up to which `device_resident: auto` moves it to the GPU
 
 
 class Dataset(LightningDataModule, ABC):
     """Images in [-1, 1] for a Trainer, uint8 for everybody else.
 
     A training batch is `(x_0, cond)`: x_0 float32 [B, C, H, W] (toy: [B, 2]); cond None, or int64 labels [B]
-    if `conditional`, or if augmented a dict of "augment" [B, 9] and perhaps "label". What is in it depends on (seed,
-    optimizer step) alone.
+    if `conditional`, or if augmented a dict of "augment" [B, 9] and perhaps "label". What the global batch holds depends
+    on (seed, optimizer step) alone.
 
     Args:
         channels: C.
@@ -39,7 +38,7 @@ class Dataset(LightningDataModule, ABC):
         holdout: the share of the training images kept for validation; 0 where the test split serves.
         root: where the files are, or are downloaded to (default: data/<name>).
         cache: where decoded images are kept (default: inside root).
-        device_resident: keep the images on the GPU: "auto" if they are small, or true / false.
+        device_resident: keep the images on the GPU: true, false, or "auto": if they take an eighth of it at most.
         limit: use the first so many training images only.
     """
 
@@ -177,9 +176,11 @@ class Dataset(LightningDataModule, ABC):
         images, labels = self._load("train")
         rank, world_size = self._place()
         accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
-        mapped = isinstance(images, np.memmap) and images.nbytes > IN_MEMORY
-        device = self._device(images)
-        store = MappedStore(images, torch.cuda.is_available()) if mapped else Store(images, self.flip, device)
+        device = self._device(images.nbytes)
+        if isinstance(images, np.memmap) and images.nbytes > IN_MEMORY and device.type == "cpu":
+            store = MappedStore(images, self.flip, pinned=torch.cuda.is_available())
+        else:
+            store = Store(images, self.flip, device)
         rows = np.flatnonzero(~held_out(len(images), self.holdout))
         return TrainBatches(
             store,
@@ -234,16 +235,16 @@ class Dataset(LightningDataModule, ABC):
         """(rank, number of ranks) among the processes that see different data."""
         if self.trainer is None:
             return 0, 1
-        place = getattr(
-            self.trainer, "distributed_sampler_kwargs", None
-        )  # not the world size, if the network is split too
-        if place:
+        place = getattr(self.trainer, "distributed_sampler_kwargs", None)
+        if place:  # fewer than the world size, if the network itself is split
             return place["rank"], place["num_replicas"]
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _device(self, images: np.ndarray) -> torch.device:
-        strategy = getattr(self.trainer, "strategy", None)
-        device = getattr(strategy, "root_device", torch.device("cpu"))
-        small = (2 if self.flip else 1) * images.nbytes <= ON_DEVICE
-        resident = small if self.device_resident == "auto" else self.device_resident
-        return device if resident else torch.device("cpu")
+    def _device(self, size: int) -> torch.device:
+        """Where a set of so many bytes is kept."""
+        cpu = torch.device("cpu")
+        device = getattr(getattr(self.trainer, "strategy", None), "root_device", cpu)
+        if self.device_resident != "auto":
+            return device if self.device_resident else cpu
+        memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+        return device if size <= memory // 8 else cpu

@@ -14,20 +14,7 @@ from triptych.dataset.picture import Picture
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-    ".avif",
-}
+SUFFIXES = frozenset(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .ppm .pgm .jp2 .avif".split())
 
 
 class ImageFolder(Dataset):

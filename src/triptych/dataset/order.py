@@ -13,7 +13,7 @@ HOLDOUT, SHUFFLE, FLIP, AUGMENT, DEQUANTISE = range(5)  # independent streams of
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser. Steele, Lea, Flood 2014, Figure 16. uint64 -> uint64."""
+    """SplitMix64's finaliser. Steele, Lea, Flood 2014. uint64 -> uint64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

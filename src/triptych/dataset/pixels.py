@@ -12,7 +12,7 @@ def normalise(x: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def dequantise(x: Tensor, generator: torch.Generator | None = None, levels: int = 256) -> Tensor:
-    """Uniform dequantisation, for likelihoods. Theis, van den Oord, Bethge 2016. arXiv:1511.01844, Section 3.1.
+    """Uniform dequantisation, for likelihoods. Theis, van den Oord, Bethge 2016. arXiv:1511.01844.
 
         x_0 = 2 (k + u) / levels - 1,    u ~ U[0, 1)
 

@@ -37,9 +37,7 @@ class Store:
             x = torch.index_select(self.data, 0, index, out=out).view(-1, *self.shape)
         else:
             x = self.data.index_select(0, index).view(-1, *self.shape)
-        if self.flip and not self.doubled:
-            x = torch.where((rows >= self.size).view(-1, *[1] * len(self.shape)), x.flip(-1), x)
-        return x
+        return mirror(x, rows >= self.size) if self.flip and not self.doubled else x
 
 
 class MappedStore:
@@ -47,20 +45,28 @@ class MappedStore:
 
     Args:
         images: uint8 [N, C, H, W].
+        flip: whether rows from N on will be asked for.
         pinned: make batches in page-locked memory, from which a GPU copies without waiting.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, images: np.ndarray, pinned: bool = False) -> None:
-        self.images, self.size, self.shape, self.pinned = images, len(images), images.shape[1:], pinned
+    def __init__(self, images: np.ndarray, flip: bool = False, pinned: bool = False) -> None:
+        self.images, self.size, self.shape = images, len(images), images.shape[1:]
+        self.flip, self.pinned = flip, pinned
 
     def take(self, rows: Tensor) -> Tensor:
         """Rows int64 [B] -> uint8 [B, ...]."""
         batch = torch.empty((len(rows), *self.shape), dtype=torch.uint8, pin_memory=self.pinned)
-        index, mirrored = (rows % self.size).numpy(), (rows >= self.size).numpy()
+        index = (rows % self.size).numpy()
         sequence = np.argsort(index)
-        array = batch.numpy()
-        array[sequence] = self.images[index[sequence]]
-        array[mirrored] = array[mirrored][..., ::-1]
-        return batch
+        batch.numpy()[sequence] = self.images[index[sequence]]
+        return mirror(batch, rows >= self.size, out=batch) if self.flip else batch
+
+
+def mirror(x: Tensor, which: Tensor, out: Tensor | None = None) -> Tensor:
+    """The same images, some mirrored: by a gather, as torch.where takes ten times as long. [B, ...], bool [B]."""
+    count = len(x)
+    both = torch.cat([x, x.flip(-1)]).view(2 * count, -1)
+    index = torch.arange(count, device=x.device) + count * which
+    return torch.index_select(both, 0, index, out=None if out is None else out.view(count, -1)).view_as(x)

@@ -35,25 +35,39 @@ def frechet_distance(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tenso
 def trace_sqrt(cov_1: np.ndarray, cov_2: np.ndarray) -> float:
     """tr (S_1 S_2)^(1/2) of two positive semi-definite matrices, float64 [D, D].
 
-    With S_1 = L L^T it is the sum of the square roots of the eigenvalues mu of the symmetric L^T S_2 L. Rounding
-    moves each mu by about eps mu_max, hence its root by eps mu_max / (2 sqrt(mu)). Where that adds up (fewer
-    samples than features, dead features), the singular values of F_1^T F_2 serve, S_i = F_i F_i^T with as many
-    columns as the rank: no root is taken of a number that should be zero (T-F9).
+    With S_1 = F F^T, F [D, rank], it is the sum of the square roots of the eigenvalues mu of the symmetric F^T S_2 F.
+    Of deficient matrices (fewer samples than features, dead features) the one of lower rank is factored, with as many
+    columns as the rank: then no mu is there that should be zero and has a root of 1e-8 (T-F9). Rounding moves each
+    mu by about eps mu_max, hence its root by eps mu_max / (2 sqrt(mu)): where that adds up, the singular values
+    of F_1^T F_2 serve, which need no root.
     """
-    lower, failed = lapack.dpotrf(cov_1, lower=True, clean=True)
-    if failed == 0:
+    cov_1, cov_2 = cov_1.T, cov_2.T  # the same matrices, column-major as LAPACK wants them
+    tolerable = 1e-11 * (cov_1.trace() + cov_2.trace())
+    lower, failed_1 = lapack.dpotrf(cov_1, lower=True, clean=True)
+    if failed_1 == lapack.dpotrf(cov_2, lower=True, clean=False)[1] == 0:
         product = blas.dtrmm(1.0, lower, cov_2, lower=True, trans_a=True)
         product = blas.dtrmm(1.0, lower, product, side=True, lower=True, overwrite_b=True)
-        mu = eigvalsh(product, overwrite_a=True, check_finite=False)
-        roots = np.sqrt(mu.clip(min=0))
-        with np.errstate(divide="ignore"):
-            error = np.finfo(float).eps * mu[-1] * (0.5 / roots).sum()
-        if error <= 1e-10 * (cov_1.trace() + cov_2.trace()):
-            return roots.sum()
+        total, error = _sum_of_roots(product)
+        if error <= tolerable:
+            return total
     factor_1, factor_2 = _factor(cov_1), _factor(cov_2)
-    if 0 in factor_1.shape + factor_2.shape:
+    if factor_2.shape[1] < factor_1.shape[1]:
+        factor_1, factor_2, cov_2 = factor_2, factor_1, cov_1
+    if factor_1.shape[1] == 0:
         return 0.0
+    if factor_1.shape[1] < len(cov_2):
+        total, error = _sum_of_roots(factor_1.T @ cov_2 @ factor_1)
+        if error <= tolerable:
+            return total
     return svdvals(factor_1.T @ factor_2, overwrite_a=True, check_finite=False).sum()
+
+
+def _sum_of_roots(product: np.ndarray) -> tuple[float, float]:
+    """sum sqrt(mu) over the eigenvalues of a symmetric matrix, and a bound of what rounding does to it."""
+    mu = eigvalsh(product, overwrite_a=True, check_finite=False)
+    roots = np.sqrt(mu.clip(min=0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return roots.sum(), np.finfo(float).eps * mu[-1] * (0.5 / roots).sum()
 
 
 def _factor(cov: np.ndarray) -> np.ndarray:

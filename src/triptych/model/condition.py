@@ -24,7 +24,7 @@ def augment_of(cond: Condition) -> Tensor | None:
 
 
 class LabelEmbedding(nn.Module):
-    """A learned vector a class, times `gain`; label -1 is the null vector. [B] -> [B, channels].
+    """A learned vector a class, times `gain`; label -1 and None are the null vector. [B] -> [B, channels].
 
     The null vector is zero unless `learned_null`: beside an embedding of the noise level it would only move that
     one's bias.
@@ -35,9 +35,12 @@ class LabelEmbedding(nn.Module):
         self.table, self.gain = nn.Embedding(num_classes, channels), gain
         self.null = nn.Parameter(torch.randn(channels)) if learned_null else None
 
-    def forward(self, label: Tensor) -> Tensor:
+    def forward(self, label: Tensor | None) -> Tensor | float:
+        null = 0.0 if self.null is None else self.null
+        if label is None:
+            return null
         known = (label >= 0).unsqueeze(1)
         embedding = F.embedding(label.clamp(min=0), self.table.weight)
         if self.gain != 1.0:
             embedding = embedding * self.gain
-        return torch.where(known, embedding, 0.0 if self.null is None else self.null)
+        return torch.where(known, embedding, null)

@@ -49,7 +49,7 @@ class DiT(nn.Module):
         self.patch, self.checkpointing = patch, checkpointing
         self.tokens = nn.Conv2d(in_channels, hidden, patch, stride=patch)
         nn.init.xavier_uniform_(self.tokens.weight.flatten(1))
-        nn.init.zeros_(self.tokens.bias)
+        nn.init.zeros_(self.tokens.bias)  # pyright: ignore[reportArgumentType]
         self.register_buffer("positions", _positions(resolution // patch, hidden), persistent=False)
 
         self.embedding = SinusoidalEmbedding(256, endpoint=False)
@@ -84,7 +84,7 @@ class DiT(nn.Module):
         with full_precision(c_noise):
             embedding = self.time(self.embedding(rescale_noise(c_noise, self.noise_range)))
             if self.label is not None:
-                embedding = embedding + (self.label.null if label is None else self.label(label))
+                embedding = embedding + self.label(label)
             return F.silu(embedding)
 
 

@@ -31,6 +31,8 @@ class SinusoidalEmbedding(nn.Module):
     `endpoint` is false.
     """
 
+    frequencies: Tensor
+
     def __init__(self, channels: int, max_period: float = 10_000.0, endpoint: bool = True) -> None:
         super().__init__()
         half = channels // 2
@@ -50,6 +52,8 @@ class FourierEmbedding(nn.Module):
 
     [B] -> [B, channels].
     """
+
+    frequencies: Tensor
 
     def __init__(self, channels: int, scale: float = 16.0) -> None:
         super().__init__()

@@ -16,5 +16,5 @@ def conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, zero: bool = F
     """A convolution that keeps the image's size, or divides it by `stride`, initialised like `linear`."""
     layer = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2)
     nn.init.zeros_(layer.weight) if zero else nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
     return layer

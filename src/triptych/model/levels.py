@@ -1,4 +1,4 @@
-"""The resolutions of a U-Net, and its refusals."""
+"""The sizes of a network's levels, and the refusal of those that cannot be."""
 
 from collections.abc import Sequence
 

@@ -9,7 +9,7 @@ from triptych.model.init import linear
 
 
 class MLP(nn.Module):
-    """Residual layers x + W2 silu(W1 silu(norm(x)) + time). [B, in_channels], [B], cond -> [B, out_channels].
+    """Residual layers on points, each told the time. [B, in_channels], [B], cond -> [B, out_channels].
 
     Args:
         hidden: the width of every layer.
@@ -25,9 +25,7 @@ class MLP(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels, self.num_classes = in_channels, out_channels, num_classes
         self.input = linear(in_channels, hidden)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([nn.LayerNorm(hidden), linear(hidden, hidden), linear(hidden, hidden)]) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(ResidualLayer(hidden) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
         self.output = linear(hidden, out_channels, zero=True)
         self.embedding = SinusoidalEmbedding(hidden)
@@ -38,13 +36,24 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         times = self._times(c_noise, label_of(cond, self.num_classes)).chunk(len(self.layers), dim=1)
         h = self.input(x)
-        for (norm, first, second), time in zip(self.layers, times, strict=True):
-            h = h + second(F.silu(first(F.silu(norm(h))) + time))
+        for layer, time in zip(self.layers, times, strict=True):
+            h = layer(h, time)
         return self.output(F.silu(self.norm(h))).to(x.dtype)
 
     def _times(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
         with full_precision(c_noise):
             embedding = self.time(self.embedding(rescale_noise(c_noise, self.noise_range)))
-            if label is not None:
+            if self.label is not None and label is not None:
                 embedding = embedding + self.label(label)
             return self.time_projection(F.silu(embedding))
+
+
+class ResidualLayer(nn.Module):
+    """x + W2 silu(W1 silu(norm(x)) + time). [B, hidden], [B, hidden] -> [B, hidden]."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(hidden), linear(hidden, hidden), linear(hidden, hidden)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(self.norm(x))) + time))

@@ -139,7 +139,7 @@ class NCSNpp(nn.Module):
         self.time = nn.Sequential(
             linear(noise_channels, time_channels), nn.SiLU(), linear(time_channels, time_channels), nn.SiLU()
         )
-        layers = [layer for level in (*self.down, self.middle, *self.up) for layer in level]
+        layers = [layer for level in (*self.down, self.middle, *self.up) for layer in level]  # pyright: ignore[reportGeneralTypeIssues]
         self.project = TimeProjection(time_channels, layers)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
@@ -149,7 +149,7 @@ class NCSNpp(nn.Module):
 
         skips, pyramid = [h], x
         for i, level in enumerate(self.down):
-            for layer in level:
+            for layer in level:  # pyright: ignore[reportGeneralTypeIssues]
                 h = run(layer, h, times, recompute)
                 if layer.scale == "down" and self.encoder == "skip":
                     pyramid = self.shrink[i - 1](pyramid)
@@ -160,7 +160,7 @@ class NCSNpp(nn.Module):
         for layer in self.middle:
             h = run(layer, h, times, recompute)
         for i, level in enumerate(self.up):
-            for layer in level:
+            for layer in level:  # pyright: ignore[reportGeneralTypeIssues]
                 if layer.scale is None:
                     h = torch.cat([h, skips.pop()], dim=1)
                 h = run(layer, h, times, recompute)
@@ -177,7 +177,7 @@ class NCSNpp(nn.Module):
         label, augment = label_of(cond, self.num_classes), augment_of(cond)
         with full_precision(c_noise):
             embedding = self.embedding(c_noise)
-            if label is not None:
+            if self.label is not None and label is not None:
                 embedding = embedding + self.label(label)
             if augment is not None and self.augment is not None:
                 embedding = embedding + self.augment(augment)

@@ -34,12 +34,12 @@ class RefineNet(nn.Module):
         super().__init__()
         last = len(widths) - 1
         self.input = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.levels = nn.ModuleList()
+        self.residual = nn.ModuleList()  # two a level
         for i, width in enumerate(widths):
             dilation = {last - 1: 2, last: 4}.get(i, 1)
             before = widths[max(i - 1, 0)]
-            first = ResidualBlock(before, width, norm, dilation, down=0 < i < last - 1, project=i > 0)
-            self.levels.append(nn.ModuleList([first, ResidualBlock(width, width, norm, dilation)]))
+            self.residual.append(ResidualBlock(before, width, norm, dilation, down=0 < i < last - 1, project=i > 0))
+            self.residual.append(ResidualBlock(width, width, norm, dilation))
         self.refine, c = nn.ModuleList(), widths[-1]
         for i in range(last, -1, -1):
             sources = [c] if i == last else [widths[i], c]
@@ -51,12 +51,12 @@ class RefineNet(nn.Module):
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         h = self.input(x)
         features = []
-        for first, second in self.levels:
-            h = second(first(h, index), index)
-            features.append(h)
-        h = self.refine[0]([features.pop()], index)
-        for refine in self.refine[1:]:
-            h = refine([features.pop(), h], index)
+        for i, block in enumerate(self.residual):
+            h = block(h, index)
+            if i % 2:
+                features.append(h)
+        for i, refine in enumerate(self.refine):
+            h = refine([features.pop(), h] if i else [features.pop()], index)
         return self.output(F.elu(self.norm(h, index)))
 
 
@@ -89,35 +89,41 @@ class RefineBlock(nn.Module):
 
     def __init__(self, sources: Sequence[int], width: int, units: int, norm: MakeNorm, pool: nn.Module) -> None:
         super().__init__()
-        self.adapt = nn.ModuleList(nn.ModuleList(ConvUnit(c, norm) for _ in range(2)) for c in sources)
+        self.adapt = nn.ModuleList(ConvUnits(c, 2, norm) for c in sources)
         fused = sources if len(sources) > 1 else []
         self.fuse_norms = nn.ModuleList(norm(c) for c in fused)
         self.fuse = nn.ModuleList(_conv(c, width) for c in fused)
         self.pool = pool
         self.chain_norms = nn.ModuleList(norm(width) for _ in range(2))
         self.chain = nn.ModuleList(_conv(width, width, bias=False) for _ in range(2))
-        self.units = nn.ModuleList(ConvUnit(width, norm) for _ in range(units))
+        self.units = ConvUnits(width, units, norm)
 
     def forward(self, sources: list[Tensor], index: Tensor | None) -> Tensor:
-        size = sources[0].shape[2:]
-        adapted = []
-        for units, x in zip(self.adapt, sources, strict=True):
-            for unit in units:
-                x = unit(x, index)
-            adapted.append(x)
+        adapted = [units(x, index) for units, x in zip(self.adapt, sources, strict=True)]
         h = adapted[0]
         if self.fuse:
             fine, coarse = (
                 conv(norm(x, index)) for conv, norm, x in zip(self.fuse, self.fuse_norms, adapted, strict=True)
             )
-            h = fine + _resize(coarse, size)
+            h = fine + _resize(coarse, fine.shape[2:])
         h = path = F.elu(h)
         for conv, norm in zip(self.chain, self.chain_norms, strict=True):
             path = conv(self.pool(norm(path, index)))
             h = h + path
+        return self.units(h, index)
+
+
+class ConvUnits(nn.Module):
+    """Several units, one after the other. [B, C, H, W] -> [B, C, H, W]."""
+
+    def __init__(self, channels: int, units: int, norm: MakeNorm) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(ConvUnit(channels, norm) for _ in range(units))
+
+    def forward(self, x: Tensor, index: Tensor | None) -> Tensor:
         for unit in self.units:
-            h = unit(h, index)
-        return h
+            x = unit(x, index)
+        return x
 
 
 class ConvUnit(nn.Module):

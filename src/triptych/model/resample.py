@@ -18,6 +18,8 @@ class Resample(nn.Module):
         taps: the filter along one axis, of even length. Outside the image is zero.
     """
 
+    kernel: Tensor
+
     def __init__(self, scale: str, taps: Sequence[float] = BOX) -> None:
         super().__init__()
         self.scale, self.pad, self.box = scale, len(taps) // 2 - 1, tuple(taps) == BOX
@@ -34,19 +36,21 @@ class Resample(nn.Module):
 class ConvResample(nn.Module):
     """The same with a 3x3 convolution at the larger size, padded once for both. [B, C, H, W] -> [B, C', H/2, W/2] …"""
 
+    kernel: Tensor
+
     def __init__(self, c_in: int, c_out: int, scale: str, taps: Sequence[float] = BOX) -> None:
         super().__init__()
-        self.scale, self.half = scale, len(taps) // 2
+        self.scale, self.reach = scale, len(taps) // 2
         self.conv = conv(c_in, c_out, stride=2 if scale == "down" else 1)
-        if scale == "down" or self.half > 1:
+        if scale == "down" or self.reach > 1:
             self.conv.padding = (0, 0)  # it sees the filter's border instead of its own
         self.register_buffer("kernel", _kernel(taps, scale), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, groups = self.kernel.expand(x.shape[1], 1, -1, -1), x.shape[1]
         if self.scale == "down":
-            return self.conv(F.conv2d(x, kernel, padding=self.half, groups=groups))
-        return self.conv(F.conv_transpose2d(x, kernel, stride=2, padding=max(self.half - 2, 0), groups=groups))
+            return self.conv(F.conv2d(x, kernel, padding=self.reach, groups=groups))
+        return self.conv(F.conv_transpose2d(x, kernel, stride=2, padding=max(self.reach - 2, 0), groups=groups))
 
 
 def _kernel(taps: Sequence[float], scale: str) -> Tensor:

@@ -117,7 +117,7 @@ class UNet(nn.Module):
     def _times(self, c_noise: Tensor, label: Tensor | None, dtype: torch.dtype) -> Iterator[Tensor]:
         with full_precision(c_noise):
             embedding = self.time(self.embedding(rescale_noise(c_noise, self.noise_range)))
-            if label is not None:
+            if self.label is not None and label is not None:
                 embedding = embedding + self.label(label)
             return self.project(F.silu(embedding), dtype)
 
