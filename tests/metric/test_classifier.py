@@ -80,7 +80,7 @@ def test_same_weights_give_the_same_distance_for_any_batch(digits):
 
 
 def test_other_sizes_and_colours():
-    cifar, mnist = fd_extractor("cifar10"), fd_extractor("mnist")
+    cifar, mnist = SmallClassifier("colour", 3, 32).eval(), fd_extractor("mnist")
     grey = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(cifar(grey), cifar(grey.expand(-1, 3, -1, -1)))
     assert mnist(grey).shape == (3, mnist.num_features)

@@ -329,6 +329,27 @@ def test_reference_features_and_kept_real_ones():
             metric.reset()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FrechetDistance(Pixels()),
+        lambda: FrechetInfinity(Pixels(), points=4),
+        lambda: KernelDistance(Pixels(), subset_size=20, subsets=2),
+        lambda: InceptionScore(Pixels(), splits=2),
+    ],
+)
+def test_frozen_reference_gives_the_same_value(make):
+    real, fake = normal(60, 1), normal(70, 2, 1.2)
+    expected = filled(make(), real, fake).compute()
+    metric = make()
+    metric.update_features(real, real=True)
+    metric.freeze_reference()
+    for _ in range(2):
+        metric.update_features(fake, real=False)
+        assert float(metric.compute()) == pytest.approx(float(expected), rel=1e-9)
+        metric.reset()
+
+
 def test_too_few_samples_are_refused():
     metric = filled(PrecisionRecall(Pixels(), k=3), normal(60, 1), normal(3, 2))
     with pytest.raises(ValueError, match="at least 4 generated samples, but has seen 3"):

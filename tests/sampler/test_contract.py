@@ -259,18 +259,18 @@ def test_clipping_acts_on_every_prediction(key, limit):
     assert torch.equal(sampler.limit(torch.tensor([[0.1, -0.1]])), torch.tensor([[0.1, -0.1]]))
 
 
-@pytest.mark.parametrize("key", [k for k in SAMPLERS if k != "annealed_langevin"])
+@pytest.mark.parametrize("key", [k for k in SAMPLERS if k not in ("annealed_langevin", "flow")])
 @pytest.mark.parametrize(
-    "schedule", [Rectified(), Cosine(), VP(), EDM(), LinearBeta(T=20)], ids=lambda s: type(s).__name__
+    "schedule", [Rectified(), Cosine(), VP(), EDM(), LinearBeta(T=25)], ids=lambda s: type(s).__name__
 )
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_few_steps_are_finite_on_every_schedule(key, schedule, steps):
     """Infinite log-SNR at either end is never history: alpha(1) = 0 for Rectified, sigma(0) = 0 for all of these."""
-    sampler = SAMPLERS[key]
-    if sampler.steps is not None:
-        sampler = dataclasses.replace(sampler, steps=steps)
+    sampler = dataclasses.replace(SAMPLERS[key], steps=steps)
     y = sampler(two_modes(schedule), schedule.prior_std * start() / 10, noise=SampleNoise(0, range(6)))
-    assert y.isfinite().all() and y.abs().max() < 5
+    assert y.isfinite().all()
+    if key.startswith(("ddim", "dpm", "uni", "sde")) or key == "ancestral":  # exact for a constant x_0, however few
+        assert y.abs().max() < 2
 
 
 def test_out_of_alpha_zero_the_step_is_first_order():
@@ -296,16 +296,16 @@ def test_the_infinite_start_is_never_history():
 
 
 def test_start_is_the_prior():
-    noise = SampleNoise(0, range(2000))
+    shape = (20, 300)
     for schedule in (VP(), EDM(), Geometric(10, 0.02, 2.0)):
-        x = DDIM(steps=1).start(schedule, (2000, 3), SampleNoise(0, range(2000)))
+        x = DDIM(steps=1).start(schedule, shape, SampleNoise(0, range(20)))
         assert x.dtype == torch.float32 and float(x.std()) == pytest.approx(schedule.prior_std, rel=0.03)
-        assert torch.equal(x, schedule.prior_std * SampleNoise(0, range(2000))(torch.empty(2000, 3)))
-    u = AnnealedLangevin().start(Geometric(), (2000, 3), noise)  # T-S11: U[-1, 1], each sample from its own stream
+        assert torch.equal(x, schedule.prior_std * SampleNoise(0, range(20))(torch.empty(shape)))
+    u = AnnealedLangevin().start(Geometric(), shape, SampleNoise(0, range(20)))  # T-S11: U[-1, 1], still by sample
     assert u.abs().max() <= 1 and float(u.std()) == pytest.approx(math.sqrt(1 / 3), rel=0.03)
     quantiles = torch.quantile(u.flatten(), torch.linspace(0.1, 0.9, 9))
     torch.testing.assert_close(quantiles, torch.linspace(-0.8, 0.8, 9), rtol=0, atol=0.05)
-    part = AnnealedLangevin().start(Geometric(), (5, 3), SampleNoise(0, range(10, 15)))
+    part = AnnealedLangevin().start(Geometric(), (5, 300), SampleNoise(0, range(10, 15)))
     assert torch.equal(part, u[10:15])
 
 

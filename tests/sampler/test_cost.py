@@ -71,9 +71,9 @@ MOST = {
     "dpm_solver_2": (lambda n: DPMSolver(steps=n), 3),
     "dpm_solver_3": (lambda n: DPMSolver(steps=n, order=3), 4),
     "sde_dpm_solver": (lambda n: DPMSolver(steps=n, sde=True), 5),
-    "uni_pc_1": (lambda n: UniPC(steps=n, order=1), 4),
-    "uni_pc_2": (lambda n: UniPC(steps=n), 6),
-    "uni_pc_3": (lambda n: UniPC(steps=n, order=3), 8),
+    "uni_pc_1": (lambda n: UniPC(steps=n, order=1), 3),
+    "uni_pc_2": (lambda n: UniPC(steps=n), 4),
+    "uni_pc_3": (lambda n: UniPC(steps=n, order=3), 5),
 }
 
 

@@ -71,7 +71,9 @@ class Oracle(nn.Module):
 def losses(formulation, n, seed):
     """Losses at times spread evenly, as `Uniform` draws them."""
     source = torch.Generator().manual_seed(seed)
-    t = ((torch.arange(n) + torch.rand(n, generator=source, dtype=torch.float64)) / n)[torch.randperm(n)]
+    t = ((torch.arange(n) + torch.rand(n, generator=source, dtype=torch.float64)) / n)[
+        torch.randperm(n, generator=source)
+    ]
     x_0 = two_modes(formulation.schedule).sample(n, seed + 10_000)  # another stream than the noise
     z = torch.randn(x_0.shape, generator=source, dtype=torch.float64)
     return formulation.loss(x_0, t, noise=lambda like: z)
@@ -103,22 +105,23 @@ def test_parameters_receive_the_gradient_of_the_square():
     torch.testing.assert_close(found[1], torch.autograd.grad(loss.mean(), formulation.model.scale)[0])
 
 
+@pytest.mark.slow
 def test_training_lowers_the_variance_and_not_the_bound():
-    """Kingma et al. 2021: between fixed ends the bound is the same for every schedule, its estimate's variance is not."""
-    schedule = Learned(hidden=16)
+    """Kingma et al. 2021: between fixed ends every schedule has the same bound, but not the same variance."""
+    schedule = Learned(hidden=8)
     formulation = ScoreSDE(Oracle(schedule), schedule, weighting="likelihood")
     with torch.no_grad():
         before = losses(formulation, 40_000, 100)
-    optimizer = torch.optim.Adam(schedule.parameters(), lr=0.05)
-    for step in range(150):
+    optimizer = torch.optim.Adam(schedule.parameters(), lr=0.02)
+    for step in range(80):
         optimizer.zero_grad()
-        losses(formulation, 512, step).mean().backward()
+        losses(formulation, 4096, step).mean().backward()
         optimizer.step()
     with torch.no_grad():
         after = losses(formulation, 40_000, 100)
-    print(before.mean(), after.mean(), before.var(), after.var())
-    assert after.mean() == pytest.approx(float(before.mean()), rel=0.01)
-    assert after.var() < 0.6 * before.var()
+    error = float((before.var() + after.var()).sqrt()) / 200  # of the difference of the two means
+    assert abs(float(after.mean() - before.mean())) < 3 * error
+    assert after.var() < 0.65 * before.var()  # the best density, in proportion to sqrt(E[loss^2]), has 0.53
 
 
 def test_refusals():

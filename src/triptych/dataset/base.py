@@ -23,8 +23,8 @@ class Dataset(LightningDataModule, ABC):
     """Images in [-1, 1] for a Trainer, uint8 for everybody else.
 
     A training batch is `(x_0, cond)`: x_0 float32 [B, C, H, W] (toy: [B, 2]); cond None, or int64 labels [B]
-    if `conditional`, or if augmented a dict of "augment" [B, 9] and perhaps "label". What the global batch holds depends
-    on (seed, optimizer step) alone.
+    if `conditional`, or if augmented a dict of "augment" [B, 9] and perhaps "label". What the global batch
+    holds depends on (seed, optimizer step) alone.
 
     Args:
         channels: C.
@@ -40,6 +40,8 @@ class Dataset(LightningDataModule, ABC):
         cache: where decoded images are kept (default: inside root).
         device_resident: keep the images on the GPU: true, false, or "auto": if they take an eighth of it at most.
         limit: use the first so many training images only.
+        sigma_max, levels: the largest distance of two images in [-1, 1], and the number of noise levels that fits it
+            (Techniques 1 and 2 of arXiv:2006.09011): what schedules find in the config as dataset.sigma_max and .levels.
     """
 
     splits: tuple[str, ...] = ("train", "test")  # what the source's own files provide
@@ -62,6 +64,8 @@ class Dataset(LightningDataModule, ABC):
         cache: str | None = None,
         device_resident: bool | str = "auto",
         limit: int | None = None,
+        sigma_max: float | None = None,
+        levels: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= holdout < 1:
@@ -86,6 +90,7 @@ class Dataset(LightningDataModule, ABC):
         self.name, self.channels, self.resolution, self.num_classes = name, channels, resolution, num_classes
         self.global_batch_size, self.conditional = global_batch_size, conditional
         self.flip, self.augment, self.dequantise = flip, augment, dequantise
+        self.sigma_max, self.levels = sigma_max, levels
         self.holdout, self.seed, self.device_resident, self.limit = holdout, seed, device_resident, limit
         self.root = Path(root).expanduser() if root else Path("data") / name
         self.cache = Path(cache).expanduser() if cache else self.root / "cache"

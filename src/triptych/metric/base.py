@@ -76,6 +76,18 @@ class FeatureMetric(Metric, ABC):
             if name.startswith("real_"):
                 setattr(self, name, [] if isinstance(default, list) else default.clone().to(self.device))
 
+    @abstractmethod
+    def real_summary(self) -> Any:
+        """What `use_reference` takes, of the real images this process has seen."""
+
+    def freeze_reference(self) -> None:
+        """Makes the reference of the real images seen so far.
+
+        For an evaluation where every process reads all of them: a reference, unlike images, is not added up over
+        processes.
+        """
+        self.use_reference(self.real_summary())
+
     def reset(self) -> None:
         """Forgets the images; with `reset_real=False` only the generated ones."""
         kept = {}

@@ -25,7 +25,7 @@ class DINOv2(nn.Module):
     def __init__(self, model: str = "facebook/dinov2-large", resolution: int = 224) -> None:
         super().__init__()
         try:
-            from transformers import AutoModel
+            from transformers import AutoModel  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ValueError("fd_dinov2 needs the package transformers: pip install 'triptych[dinov2]'.") from error
         try:

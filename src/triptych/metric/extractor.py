@@ -34,7 +34,7 @@ class FrozenExtractor:
                 "of the features it returns, [N, D]."
             )
         self.network = network.eval().requires_grad_(False)
-        self.num_features = int(network.num_features)
+        self.num_features = int(getattr(network, "num_features"))  # noqa: B009  (a Tensor or Module, says nn.Module)
         self.name: str = getattr(network, "name", type(network).__name__)
         self.sha256: str | None = getattr(network, "sha256", None)
         self.resize: str | None = getattr(network, "resize", None)

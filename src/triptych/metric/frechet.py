@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false
 import warnings
 from typing import Any
 
@@ -129,6 +130,9 @@ class FrechetDistance(FeatureMetric):
     def fake_statistics(self) -> Statistics:
         """Of the generated images, likewise."""
         return self._statistics(real=False)
+
+    def real_summary(self) -> Statistics:
+        return self.real_statistics
 
     def use_reference(self, reference: Statistics) -> None:
         """Compares with these statistics instead of real images; `reset()` keeps them."""

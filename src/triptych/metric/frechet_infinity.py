@@ -43,6 +43,9 @@ class FrechetInfinity(FeatureMetric):
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:
         self.add_features(features, real, index)
 
+    def real_summary(self) -> Statistics:
+        return self.reference or Statistics.from_features(self.stored(real=True, at_least=2), self.extractor.name)
+
     def use_reference(self, reference: Statistics) -> None:
         """Compares with these statistics instead of real images; `reset()` keeps them."""
         reference.check(self.extractor.name, self.extractor.num_features)
@@ -50,9 +53,7 @@ class FrechetInfinity(FeatureMetric):
 
     def curve(self) -> tuple[Tensor, Tensor]:
         """N and the distance at each, float64 [points], [points]."""
-        real = self.reference
-        if real is None:
-            real = Statistics.from_features(self.stored(real=True, at_least=2))
+        real = self.real_summary()
         fake = self.stored(real=False, at_least=4 * self.points)
         order = torch.randperm(len(fake), generator=torch.Generator().manual_seed(self.seed))
         fake = fake[order.to(fake.device)]

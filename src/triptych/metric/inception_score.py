@@ -51,6 +51,9 @@ class InceptionScore(FeatureMetric):
         self.split_p.index_add_(0, split, p)
         self.split_p_log_p.index_add_(0, split, (p * log_p).sum(1))
 
+    def real_summary(self) -> None:
+        """The score needs no real images."""
+
     def split_scores(self) -> Tensor:
         """The score of each split, float64 [splits]; papers report the mean and the standard deviation."""
         if bool((self.split_n == 0).any()):

@@ -41,6 +41,9 @@ class KernelDistance(FeatureMetric):
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:
         self.add_features(features, real, index)
 
+    def real_summary(self) -> Tensor:
+        return self.stored(real=True)
+
     @staticmethod
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         """[N, D], [M, D] -> [N, M]"""

@@ -49,6 +49,9 @@ class MMD(FeatureMetric):
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:
         self.add_features(features, real, index)
 
+    def real_summary(self) -> Tensor:
+        return self.stored(real=True)
+
     def kernel(self, x: Tensor, y: Tensor) -> Tensor:
         """[N, D], [M, D] -> [N, M]"""
         squares = torch.cdist(x, y).square()

@@ -31,6 +31,9 @@ class PrecisionRecall(FeatureMetric):
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:
         self.add_features(features, real, index)
 
+    def real_summary(self) -> Tensor:
+        return self.stored(real=True)
+
     def compute(self) -> dict[str, Tensor]:
         """`precision` and `recall`, float64."""
         real, fake = self.stored(real=True, at_least=self.k + 1), self.stored(real=False, at_least=self.k + 1)

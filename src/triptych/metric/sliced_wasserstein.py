@@ -25,6 +25,9 @@ class SlicedWasserstein(FeatureMetric):
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:
         self.add_features(features, real, index)
 
+    def real_summary(self) -> Tensor:
+        return self.stored(real=True)
+
     def compute(self) -> Tensor:
         """[] float64."""
         real, fake = self.stored(real=True), self.stored(real=False)

@@ -1,5 +1,6 @@
 """Mean and covariance of features: summed in float64, merged by adding, kept as npz."""
 
+# pyright: reportAttributeAccessIssue=false
 import os
 import tempfile
 from pathlib import Path

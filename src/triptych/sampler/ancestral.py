@@ -52,7 +52,7 @@ class Ancestral(Sampler):
             alpha_ts = path.alpha[i] / path.alpha[i + 1]
             a = alpha_ts * (path.sigma[i + 1] / path.sigma[i]) ** 2
             b = path.alpha[i + 1] * large / path.sigma[i] ** 2
-            rows.append((a, b, math.sqrt(large if self.variance == "fixed_large" and small > 0 else small)))
+            rows.append((a, [b], math.sqrt(large if self.variance == "fixed_large" and small > 0 else small)))
         return rows
 
     @staticmethod
@@ -73,9 +73,9 @@ class Ancestral(Sampler):
             yield from self.walk(denoiser, x, path, rows, cond, noise)
             return
         times, variances = path.batches(x), self.variances(path)
-        for i, (a, b, _) in enumerate(rows):
+        for i, (a, weights, _) in enumerate(rows):
             x_0, v = denoiser.moments(x, times[i], cond)  # pyright: ignore[reportAttributeAccessIssue]
-            x = combine((a, x), (b, self.limit(x_0)))
+            x = combine(a, x, weights, [self.limit(x_0)])
             small, large = variances[i]
             if small > 0 and not self.is_mean(i, path):
                 std = torch.mul(v, math.log(large / small) / 2).add_(math.log(small) / 2).exp_()

@@ -95,7 +95,7 @@ class AnnealedLangevin(Sampler):
         for i, sigma in enumerate(path.sigma):
             for j in range(self.steps_per_level):
                 x_0 = self.predict(denoiser, x, times[i], cond)
-                x = combine((1 - pull, x), (pull, x_0))  # score = (x_0 - x) / sigma^2
+                x = combine(1 - pull, x, [pull], [x_0])  # score = (x_0 - x) / sigma^2
                 if not (self.is_mean(i - 1, path) and j == self.steps_per_level - 1):
                     x.add_(noise(x), alpha=math.sqrt(2 * pull) * sigma)
                 yield x

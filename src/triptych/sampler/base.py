@@ -20,23 +20,22 @@ from triptych.schedule import Schedule
 
 DENOISE = ("mean", "tweedie", "none")
 
-Row = tuple[float, float, float]  # a step's weights of x_t, of x_0, and of fresh noise
+Row = tuple[float, list[float], float]  # a step's weights of x_t, of x_0 and those before it, newest first, and of z
 
 
 @dataclass(frozen=True)
 class Path:
     """The times of a trajectory, t_0 > t_1 > ... > t_n, and the schedule's coefficients there. Floats of float64."""
 
-    t: list[float]
-    alpha: list[float]
-    sigma: list[float]
-    log_snr: list[float]
+    t: tuple[float, ...]
+    alpha: tuple[float, ...]
+    sigma: tuple[float, ...]
+    log_snr: tuple[float, ...]
 
     @classmethod
     def of(cls, schedule: Schedule, times: Tensor) -> "Path":
         times = times.double().to(schedule.device)
-        coefficients = torch.stack([times, schedule.alpha(times), schedule.sigma(times), schedule.log_snr(times)])
-        return cls(*coefficients.detach().tolist())
+        return cls(*map(tuple, torch.stack([times, *schedule.marginal(times)]).detach().tolist()))
 
     def __len__(self) -> int:
         """Number of steps, one less than the number of times."""
@@ -141,11 +140,13 @@ class Sampler(ABC):
     def walk(
         self, denoiser: Denoiser, x: Tensor, path: Path, rows: Sequence[Row], cond: Cond, noise: Noise
     ) -> Iterator[Tensor]:
-        """The loop of every method that makes one call a step and keeps no history: x_s = a x_t + b x_0 + std z."""
+        """The loop of every method that makes one call a step: x_s = a x_t + sum_k b_k x_0(k) + std z."""
         times = path.batches(x)
-        for i, (a, b, std) in enumerate(rows):
-            x_0 = self.predict(denoiser, x, times[i], cond)
-            x = combine((a, x), (b, x_0))
+        memory = max(len(weights) for _, weights, _ in rows) - 1
+        past: list[Tensor] = []  # x_0, newest first
+        for i, (a, weights, std) in enumerate(rows):
+            past = [self.predict(denoiser, x, times[i], cond), *past[:memory]]
+            x = combine(a, x, weights, past)
             if std > 0 and not self.is_mean(i, path):
                 x.add_(noise(x), alpha=std)
             yield x
@@ -184,15 +185,13 @@ def snap(times: Tensor, known: Tensor, schedule: Schedule) -> Tensor:
     return torch.cat([snapped, end]) if end < snapped[-1] else snapped
 
 
-def combine(first: tuple[float, Tensor], *more: tuple[float, Tensor]) -> Tensor:
-    """sum_i weight_i x_i, a new tensor: a kernel a term, none for a first weight of 1 and for later ones of 0."""
-    weight, x = first
-    terms = [(w, y) for w, y in more if w != 0]
-    if weight == 1 and terms:
-        (w, y), *terms = terms
-        total = torch.add(x, y, alpha=w)
+def combine(a: float, x: Tensor, weights: Sequence[float], others: Sequence[Tensor]) -> Tensor:
+    """a x + sum_k weight_k other_k, a new tensor: one kernel a term, and none for a = 1. [B, ...] each."""
+    first = 0
+    if a == 1 and weights:
+        total, first = torch.add(x, others[0], alpha=weights[0]), 1
     else:
-        total = torch.mul(x, weight)
-    for w, y in terms:
-        total.add_(y, alpha=w)
+        total = torch.mul(x, a)
+    for k in range(first, len(weights)):
+        total.add_(others[k], alpha=weights[k])
     return total

@@ -41,7 +41,7 @@ class DDIM(Sampler):
             alpha_t, alpha_s, sigma_t, sigma_s = *path.alpha[i : i + 2], *path.sigma[i : i + 2]
             std = self.eta * sigma_s * math.sqrt(-math.expm1(path.log_snr[i] - path.log_snr[i + 1]))
             a = math.sqrt(sigma_s**2 - std**2) / sigma_t
-            rows.append((a, alpha_s - alpha_t * a, std))
+            rows.append((a, [alpha_s - alpha_t * a], std))
         return rows
 
     def trajectory(

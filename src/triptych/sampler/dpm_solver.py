@@ -9,7 +9,8 @@ from torch import Tensor
 
 from triptych.denoiser import Cond, Denoiser
 from triptych.noise import Noise
-from triptych.sampler.base import Path, Sampler, combine
+from triptych.sampler.base import Path, Row, Sampler
+from triptych.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class DPMSolver(Sampler):
         if self.sde and self.order == 3:
             raise ValueError("DPMSolver: the SDE form has order 1 or 2; choose one, or sde=false.")
 
-    def coefficients(self, path: Path) -> list[tuple[float, list[float], float]]:
+    def coefficients(self, schedule: Schedule, path: Path) -> list[Row]:
         """For each step: the weights of x_t, of x_0 and the x_0 before it, newest first, and of z."""
         half = [log_snr / 2 for log_snr in path.log_snr]
         rows = []
@@ -74,12 +75,4 @@ class DPMSolver(Sampler):
         self, denoiser: Denoiser, x: Tensor, cond: Cond = None, noise: Noise = torch.randn_like
     ) -> Iterator[Tensor]:
         path = self.path(denoiser)
-        times = path.batches(x)
-        past: list[Tensor] = []  # x_0, newest first
-        for i, (a, weights, std) in enumerate(self.coefficients(path)):
-            past = [self.predict(denoiser, x, times[i], cond), *past[: self.order - 1]]
-            x = combine((a, x), *zip(weights, past, strict=False))
-            if std > 0 and not self.is_mean(i, path):
-                x.add_(noise(x), alpha=std)
-            yield x
-        yield from self.finish(denoiser, x, path, cond)
+        yield from self.walk(denoiser, x, path, self.coefficients(denoiser.schedule, path), cond, noise)

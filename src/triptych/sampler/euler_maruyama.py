@@ -33,7 +33,7 @@ class EulerMaruyama(Sampler):
         for i, (f, g_sq) in enumerate(zip(drift, diffusion_sq, strict=True)):
             h = path.t[i] - path.t[i + 1]
             pull = h * g_sq / path.sigma[i] ** 2
-            rows.append((1 - h * f - pull, pull * path.alpha[i], math.sqrt(h * g_sq)))
+            rows.append((1 - h * f - pull, [pull * path.alpha[i]], math.sqrt(h * g_sq)))
         return rows
 
     def trajectory(

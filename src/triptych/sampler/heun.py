@@ -27,27 +27,24 @@ class Heun(Sampler):
         path = self.path(denoiser)
         times = path.batches(x)
         for i in range(len(path)):
-            euler, heun = step(path, i, path, i + 1)
+            a, euler, heun = step(path, i, path, i + 1)
             x_0 = self.predict(denoiser, x, times[i], cond)
-            x_s = combine((euler[0], x), (euler[1], x_0))
+            x_s = combine(a, x, euler, [x_0])
             if heun is not None:
                 denoised = self.predict(denoiser, x_s, times[i + 1], cond)
-                x_s = combine((heun[0], x), (heun[1], x_0), (heun[2], denoised))
+                x_s = combine(a, x, heun, [x_0, denoised])
             x = x_s
             yield x
         yield from self.finish(denoiser, x, path, cond)
 
 
-def step(path: Path, i: int, to: Path, j: int) -> tuple[tuple[float, float], tuple[float, float, float] | None]:
-    """Euler's weights of x_t and x_0, and Heun's of x_t, x_0 and the second x_0, from a path's time i to another's j.
+def step(path: Path, i: int, to: Path, j: int) -> tuple[float, list[float], list[float] | None]:
+    """From a path's time i to another's j: the weights of x_t, of Euler's x_0, and of Heun's two x_0.
 
     With rho = sigma_ve(s) / sigma_ve(t), the slopes at both ends put into Heun's rule give
         y_s = rho y_t + (1 - rho) (1 - 1 / (2 rho)) x_0 + (1 - rho) / (2 rho) x_0'.
     """
     rho = math.exp((path.log_snr[i] - to.log_snr[j]) / 2)
-    a = to.sigma[j] / path.sigma[i]
     first = to.alpha[j] * (1 - rho)
-    if rho == 0:
-        return (a, first), None
-    second = first / (2 * rho)
-    return (a, first), (a, first - second, second)
+    second = first / (2 * rho) if rho > 0 else 0.0
+    return to.sigma[j] / path.sigma[i], [first], [first - second, second] if rho > 0 else None

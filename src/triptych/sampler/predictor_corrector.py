@@ -11,6 +11,7 @@ from triptych.denoiser import Cond, Denoiser
 from triptych.noise import Noise
 from triptych.sampler.ancestral import Ancestral
 from triptych.sampler.base import Sampler, combine
+from triptych.sampler.ddim import DDIM
 from triptych.sampler.euler_maruyama import EulerMaruyama
 from triptych.sampler.reverse_diffusion import ReverseDiffusion
 from triptych.schedule import Schedule
@@ -32,7 +33,7 @@ class PredictorCorrector(Sampler):
     paper's a = 1 - beta, here (alpha_t / alpha_s)^2 (T-S8).
 
     Attributes:
-        predictor: "ancestral", "reverse_diffusion" or "euler_maruyama"; or such a sampler, with its own options.
+        predictor: "ancestral", "reverse_diffusion", "euler_maruyama"; or such a sampler, or DDIM, with its own options.
         corrector_steps: Langevin steps at each time; the network is called steps (1 + corrector_steps) times (T-S2).
         snr: signal-to-noise ratio r of the corrector.
         norm: "expected" or "batch".
@@ -51,7 +52,8 @@ class PredictorCorrector(Sampler):
                     f"PredictorCorrector: predictor must be one of {', '.join(PREDICTORS)}, got {self.predictor!r}."
                 )
             object.__setattr__(self, "predictor", PREDICTORS[self.predictor](steps=self.steps))
-        if not hasattr(self.predictor, "coefficients") or getattr(self.predictor, "variance", "") == "learned":
+        learned = isinstance(self.predictor, Ancestral) and self.predictor.variance == "learned"
+        if learned or not isinstance(self.predictor, (*PREDICTORS.values(), DDIM)):
             raise ValueError(
                 f"PredictorCorrector: {type(self.predictor).__name__} cannot be the predictor: choose one of "
                 f"{', '.join(PREDICTORS)}, with a fixed variance."
@@ -73,7 +75,7 @@ class PredictorCorrector(Sampler):
         path = self.path(denoiser)
         times = path.batches(x)
         rows = self.predictor.coefficients(denoiser.schedule, path)  # pyright: ignore[reportAttributeAccessIssue]
-        for i, (a, b, std) in enumerate(rows):
+        for i, (a, weights, std) in enumerate(rows):
             alpha, sigma = path.alpha[i], path.sigma[i]
             for _ in range(self.corrector_steps):
                 x_0 = self.predict(denoiser, x, times[i], cond)
@@ -81,9 +83,9 @@ class PredictorCorrector(Sampler):
                     x = self.by_batch(x, x_0, noise(x), alpha, sigma, (alpha / path.alpha[i + 1]) ** 2)
                 else:  # step score = 2 snr^2 (alpha x_0 - x)
                     pull = 2 * self.snr**2
-                    x = combine((1 - pull, x), (pull * alpha, x_0)).add_(noise(x), alpha=2 * self.snr * sigma)
+                    x = combine(1 - pull, x, [pull * alpha], [x_0]).add_(noise(x), alpha=2 * self.snr * sigma)
             x_0 = self.predict(denoiser, x, times[i], cond)
-            x = combine((a, x), (b, x_0))
+            x = combine(a, x, weights, [x_0])
             if std > 0 and not self.is_mean(i, path):
                 x.add_(noise(x), alpha=std)
             yield x
@@ -91,7 +93,7 @@ class PredictorCorrector(Sampler):
 
     def by_batch(self, x: Tensor, x_0: Tensor, z: Tensor, alpha: float, sigma: float, a: float) -> Tensor:
         """The corrector's step with norms that are means over the batch. Three [B, ...] -> [B, ...]."""
-        score = combine((alpha / sigma**2, x_0), (-1 / sigma**2, x))
+        score = combine(-1 / sigma**2, x, [alpha / sigma**2], [x_0])
         z_norm, score_norm = (v.flatten(1).norm(dim=1).mean() for v in (z, score))
         root = self.snr * math.sqrt(2 * a) * z_norm / score_norm  # sqrt(step)
         return x + root.square() * score + math.sqrt(2) * root * z

@@ -78,9 +78,9 @@ class ProbabilityFlow(Sampler):
         times = batches(stage_times, x)
         for stages in self.coefficients(denoiser.schedule, path, stage_times):
             x_t, denoised = x, []
-            for time, weights in stages:
+            for time, (a, *weights) in stages:
                 denoised.append(self.predict(denoiser, x, times[time], cond))
-                x = combine((weights[0], x_t), *zip(weights[1:], denoised, strict=True))
+                x = combine(a, x_t, weights, denoised)
             yield x
         yield from self.finish(denoiser, x, path, cond)
 

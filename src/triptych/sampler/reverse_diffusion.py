@@ -35,7 +35,7 @@ class ReverseDiffusion(Sampler):
         for i in range(len(path)):
             alpha_ts = path.alpha[i] / path.alpha[i + 1]
             pull = -math.expm1(path.log_snr[i] - path.log_snr[i + 1])  # sigma_ts^2 / sigma_t^2 without cancellation
-            rows.append((2 - alpha_ts - pull, pull * path.alpha[i], path.sigma[i] * math.sqrt(pull)))
+            rows.append((2 - alpha_ts - pull, [pull * path.alpha[i]], path.sigma[i] * math.sqrt(pull)))
         return rows
 
     def trajectory(

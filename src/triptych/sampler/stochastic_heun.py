@@ -65,13 +65,13 @@ class StochasticHeun(Sampler):
         for i in range(len(path)):
             if hat.t[i] != path.t[i]:
                 std = hat.sigma[i] * math.sqrt(-math.expm1(hat.log_snr[i] - path.log_snr[i])) * self.S_noise
-                x = combine((hat.alpha[i] / path.alpha[i], x), (std, noise(x)))
-            euler, heun = step(hat, i, path, i + 1)
+                x = combine(hat.alpha[i] / path.alpha[i], x, [std], [noise(x)])
+            a, euler, heun = step(hat, i, path, i + 1)
             x_0 = self.predict(denoiser, x, times_hat[i], cond)
-            x_s = combine((euler[0], x), (euler[1], x_0))
+            x_s = combine(a, x, euler, [x_0])
             if heun is not None:
                 denoised = self.predict(denoiser, x_s, times[i + 1], cond)
-                x_s = combine((heun[0], x), (heun[1], x_0), (heun[2], denoised))
+                x_s = combine(a, x, heun, [x_0, denoised])
             x = x_s
             yield x
         yield from self.finish(denoiser, x, path, cond)

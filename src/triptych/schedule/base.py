@@ -59,6 +59,10 @@ class Schedule(nn.Module, ABC):
         """2 log(alpha / sigma); strictly decreasing in t; +inf where sigma = 0."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, sigma and log-SNR in one call, for which a schedule may share work. Any shape -> three of it."""
+        return self.alpha(t), self.sigma(t), self.log_snr(t)
+
     @in_float64
     def drift(self, t: Tensor) -> Tensor:
         """f = d log alpha / dt."""

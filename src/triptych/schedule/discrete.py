@@ -43,9 +43,8 @@ class Discrete(Schedule):
     def _position(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """t T in float64, and the interval k it lies in, k < t T <= k + 1; a t that means a level is snapped to it."""
         position = t.double() * self.T
-        nearest = position.detach().round()
-        close = (position - nearest).abs() <= torch.finfo(t.dtype).eps * position.abs()
-        position = torch.where(close, position + (nearest - position).detach(), position)
+        off = position.detach() - position.detach().round()
+        position = position - off * (off.abs() <= torch.finfo(t.dtype).eps * self.T)
         return position, (position.detach().ceil().long() - 1).clamp(0, self.T - 1)
 
     def _log_alpha_bar(self, t: Tensor) -> Tensor:
@@ -54,16 +53,24 @@ class Discrete(Schedule):
         left, right = table[k], table[k + 1]
         return left + (right - left) * (position - k)
 
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_alpha_bar = self._log_alpha_bar(t)
+        variance = -torch.expm1(log_alpha_bar)
+        dtype = torch.promote_types(t.dtype, torch.float32)
+        return (
+            (log_alpha_bar / 2).exp().to(dtype),
+            variance.sqrt().to(dtype),
+            (log_alpha_bar - variance.log()).to(dtype),
+        )
+
     def alpha(self, t: Tensor) -> Tensor:
-        return (self._log_alpha_bar(t) / 2).exp().to(torch.promote_types(t.dtype, torch.float32))
+        return self.marginal(t)[0]
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (-torch.expm1(self._log_alpha_bar(t))).sqrt().to(torch.promote_types(t.dtype, torch.float32))
+        return self.marginal(t)[1]
 
     def log_snr(self, t: Tensor) -> Tensor:
-        log_alpha_bar = self._log_alpha_bar(t)
-        log_snr = log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
-        return log_snr.to(torch.promote_types(t.dtype, torch.float32))
+        return self.marginal(t)[2]
 
     def drift(self, t: Tensor) -> Tensor:
         table = self._table(t.device)
