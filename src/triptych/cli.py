@@ -41,7 +41,6 @@ def command(
             raise
 
     register_resolvers()
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that wait must not starve a busy machine
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     try:
         with refusals():
