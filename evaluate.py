@@ -1,6 +1,6 @@
 """Measures a trained model: python evaluate.py run=<run folder or .ckpt> [key=value], see --help."""
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from triptych import cli
 
@@ -21,7 +21,7 @@ def evaluate(config: DictConfig) -> None:
         return doctor(config)
     with cli.refusals():
         for node in RUN_NODES:
-            if config[node] is None:
+            if OmegaConf.select(config, node) is None:
                 raise ValueError(f"The run does not say which {node} to use: give {node}=….")
         if config.repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {config.repeats}.")
@@ -30,7 +30,8 @@ def evaluate(config: DictConfig) -> None:
         formulation = run.restore(checkpoint, config.run, config.weights)
         dataset = instantiate(config.dataset)
         dataset.prepare_data()
-        denoiser = instantiate(config.guidance, formulation) if config.guidance else formulation
+        guidance = OmegaConf.select(config, "guidance")
+        denoiser = instantiate(guidance, formulation) if guidance else formulation
         labels = run.plain(config)["labels"]
         jobs = [
             Job(
@@ -69,7 +70,7 @@ def evaluate(config: DictConfig) -> None:
         values,
         jobs[0],
         weights=run.weights_profile(checkpoint, config.weights),
-        guidance=run.plain(config.guidance) if config.guidance else None,
+        guidance=run.plain(guidance) if guidance else None,
         images_seen=(checkpoint.get("ema") or {}).get("images_seen"),
         world_size=world,
         run=str(config.run),
@@ -86,10 +87,10 @@ def doctor(config: DictConfig) -> None:
     from triptych.doctor import examine
 
     with cli.refusals():
-        if config.dataset is None:
+        if OmegaConf.select(config, "dataset") is None:
             raise ValueError("Say which dataset to look at: doctor=true dataset=digits.")
         dataset = instantiate(config.dataset)
-        metric = instantiate(config.metric) if config.metric else None
+        metric = instantiate(config.metric) if OmegaConf.select(config, "metric") else None
         dataset.prepare_data()
     print(dataset.name)
     for what, value in examine(dataset, metric):

@@ -1,6 +1,6 @@
 """Draws images from a trained model: python sample.py run=<run folder or .ckpt> [key=value], see --help."""
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from triptych import cli
 
@@ -19,15 +19,17 @@ def sample(config: DictConfig) -> None:
     from triptych.image import enlarge, filmstrip, grid, picture, save, save_animation
     from triptych.record import code_version, describe_sampler, write_json
 
+    cli.quiet()
     with cli.refusals():
-        if config.sampler is None:
+        if OmegaConf.select(config, "sampler") is None:
             raise ValueError("The run does not say which sampler to use: give sampler=…, e.g. sampler=ddim.")
         sampler = instantiate(config.sampler)
         checkpoint = run.read_checkpoint(config.run)
         stored = run.read_config(config.run, checkpoint)
         formulation = run.restore(checkpoint, config.run, config.weights)
         dataset = run.build(stored["dataset"])
-        denoiser = instantiate(config.guidance, formulation) if config.guidance else formulation
+        guidance = OmegaConf.select(config, "guidance")
+        denoiser = instantiate(guidance, formulation) if guidance else formulation
         job = Job(
             denoiser,
             sampler,
@@ -70,7 +72,7 @@ def sample(config: DictConfig) -> None:
         "first": job.first,
         "batch_size": job.block,
         "sampler": describe_sampler(sampler),
-        "guidance": run.plain(config.guidance) if config.guidance else None,
+        "guidance": run.plain(guidance) if guidance else None,
         "labels": job.labels,
         "nfe": job.nfe,
         "images_per_second": job.images_per_second,

@@ -16,20 +16,29 @@ def train(config: DictConfig) -> None:
     from triptych import run, tracking
     from triptych.callback import Checkpoint, Evaluate, Samples, Stop
     from triptych.callback.clock import images_seen
+    from triptych.check import check
+    from triptych.dataset import per_device_batch_size
     from triptych.record import code_version
 
     cli.quiet()
     folder = Path(HydraConfig.get().runtime.output_dir)
     with cli.refusals():  # everything is built, and refused if it cannot work, before anything is written
+        check(config)
         plain = run.plain(config)
         plain["choices"] = cli.choices()
         dataset = instantiate(config.dataset)
         formulation = instantiate(config.formulation)
         callbacks = [instantiate(c) for c in config.callback.values() if c is not None]
-        for sampler in (s for c in callbacks if isinstance(c, (Samples, Evaluate)) for s in c.samplers):
-            sampler.check(formulation)
-        if config.trainer.max_steps is not None and config.trainer.max_steps < -1:
-            raise ValueError(f"trainer.max_steps must be a number of optimizer steps, got {config.trainer.max_steps}.")
+        for callback in callbacks:
+            if isinstance(callback, (Samples, Evaluate)):
+                callback.check(formulation, dataset)
+        formulation.configure_optimizers()
+        trainer = instantiate(
+            config.trainer, callbacks=callbacks, logger=False, plugins=[Checkpoint.io()], default_root_dir=folder
+        )
+        per_device_batch_size(dataset.global_batch_size, trainer.world_size, trainer.accumulate_grad_batches)
+        if not config.resume and trainer.is_global_zero:
+            run.refuse_used(folder)
         last = run.checkpoint_of(folder) if config.resume else None
         resumed = run.read_checkpoint(last) if last else None
         dataset.prepare_data()
@@ -37,20 +46,14 @@ def train(config: DictConfig) -> None:
     stored = run.read_config(folder) if resumed and (folder / "config.yaml").exists() else {}
     plain["run_id"] = stored.get("run_id") or cli.run_id()
     formulation.hparams.update(plain)  # into the checkpoint
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if trainer.is_global_zero:
         run.write_config(folder, plain, list(HydraConfig.get().overrides.task))
     metrics = tracking.MetricsCSV(folder / "metrics.csv")
     wandb = None
     if config.logger is not None:
         described = {**plain, "code": code_version()}
         wandb = tracking.connect(run.plain(config.logger), folder, plain["run_id"], described)
-    trainer = instantiate(
-        config.trainer,
-        callbacks=callbacks,
-        logger=[logger for logger in (metrics, wandb) if logger is not None],
-        plugins=[Checkpoint.io()],
-        default_root_dir=folder,
-    )
+    trainer.loggers = [logger for logger in (metrics, wandb) if logger is not None]
     if resumed:
         metrics.cut(resumed["global_step"])
     if config.compile:

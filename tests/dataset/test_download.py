@@ -176,7 +176,7 @@ def test_unpack(tmp_path):
         link("set/hard", "one.bin", tarfile.LNKTYPE),
         link("set/fifo", "", tarfile.FIFOTYPE),
     ],
-    ids=str,
+    ids=lambda evil: evil if isinstance(evil, str) else f"{evil.name}-{evil.linkname}",
 )
 def test_a_member_that_leads_out_is_refused(tmp_path, evil):
     archive = tar(tmp_path / "a.tar.gz", "set/one.bin", evil)

@@ -1,0 +1,102 @@
+"""What may be mistyped in a config and no constructor sees, or sees too late: refused in one sentence, before any work."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from triptych.cli import CONF, choices
+
+TYPED = ("model", "schedule", "sampler", "optimizer", "formulation")  # groups whose values keep the type of their yaml
+LEAST = {  # the smallest value of a whole number; -1: no limit
+    "seed": 0,
+    "global_batch_size": 1,
+    "num_samples": 1,
+    "batch_size": 1,
+    "first": 0,
+    "repeats": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.num_nodes": 1,
+    "callback.samples.count": 1,
+    "callback.samples.strip": 1,
+    "callback.samples.moments": 1,
+    "callback.samples.seed": 0,
+    "callback.evaluate.num_samples": 0,
+    "callback.evaluate.fast_num_samples": 1,
+    "callback.evaluate.block": 1,
+    "callback.evaluate.seed": 0,
+    "formulation.warmup_steps": 0,
+}
+MAY_BE_ZERO = ("num_classes", "augment_channels", "dropout")  # of a model's sizes
+
+
+def check(config: DictConfig) -> None:
+    """Raises a ValueError that names the setting, what it is, and what it may be."""
+    for key, least in LEAST.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and (not _whole(value) or value < least):
+            raise ValueError(f"{key} must be a whole number of at least {least}, got {value}.")
+    _check_types(config)
+    _check_model(config)
+    _check_trainer(config)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_types(config: DictConfig) -> None:
+    """A number stays a number, and true or false stays one of the two."""
+    for group in TYPED:
+        path = CONF / group / f"{choices().get(group)}.yaml"
+        if not path.exists():
+            continue
+        for key, default in _leaves(OmegaConf.to_container(OmegaConf.load(path))):
+            value = OmegaConf.select(config, f"{group}.{key}")
+            if isinstance(default, bool) and isinstance(value, str):
+                raise ValueError(f"{group}.{key} must be true or false, got {value!r}.")
+            if isinstance(default, (int, float)) and not isinstance(default, bool) and isinstance(value, str):
+                raise ValueError(f"{group}.{key} must be a number such as {default}, got {value!r}.")
+
+
+def _check_model(config: DictConfig) -> None:
+    model = OmegaConf.select(config, "model")
+    if model is None:
+        return
+    for key, value in _leaves(OmegaConf.to_container(model, resolve=True)):
+        name = key.split(".")[0]
+        if _whole(value) and value < (0 if name in MAY_BE_ZERO else 1):
+            raise ValueError(f"model.{name} must be at least {0 if name in MAY_BE_ZERO else 1}, got {value}.")
+    points = OmegaConf.select(config, "dataset.resolution") is None
+    if points != (model.get("resolution") is None):
+        kinds = ("points", "images") if points else ("images", "points")
+        said = {group: choices().get(group, group) for group in ("dataset", "model")}
+        other = "mlp" if points else "unet_small"
+        raise ValueError(
+            f"dataset={said['dataset']} holds {kinds[0]}, but model={said['model']} is for {kinds[1]}: "
+            f"choose another model, such as model={other}."
+        )
+
+
+def _check_trainer(config: DictConfig) -> None:
+    trainer = OmegaConf.select(config, "trainer")
+    if trainer is None or "max_steps" not in trainer:
+        return
+    steps = trainer.max_steps
+    if steps != -1 and (not _whole(steps) or steps < 1):
+        raise ValueError(f"trainer.max_steps must be a number of optimizer steps, or -1 for no limit, got {steps}.")
+    for key in ("val_check_interval", "gradient_clip_val"):
+        value = trainer.get(key)
+        if isinstance(value, (int, float)) and value <= 0:
+            raise ValueError(f"trainer.{key} must be above 0, or null, got {value}.")
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every plain value in nested dicts and lists."""
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if pairs is None:
+        yield prefix, node
+        return
+    for key, value in pairs:
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
