@@ -54,30 +54,36 @@ def evaluate(config: DictConfig) -> None:
     if config.compile:
         formulation.model.compile()
     rank, world = fabric.global_rank, fabric.world_size
-    name = cli.choices()["metric"]
-    evaluator = Evaluator({name: metric}, dataset, config.reference)
-    values = []
+    evaluator = Evaluator(metric, cli.choices()["metric"], dataset, config.reference)
+    values: dict[str, list[float]] = {}
     total = config.num_samples * config.repeats
-    with Progress(total, sampler.steps, "evaluating", shown=rank == 0) as progress, fabric.autocast():
-        for job in jobs:
-            job.device = fabric.device
-            values.append(evaluator.measure(job, progress, rank, world)[name])
+    if evaluator.of_samples:
+        with Progress(total, sampler.steps, "evaluating", shown=rank == 0) as progress, fabric.autocast():
+            for job in jobs:
+                job.device = fabric.device
+                for name, value in evaluator.measure(job, progress, rank, world).items():
+                    values.setdefault(name, []).append(value)
+    else:
+        measured = evaluator.measure_denoiser(formulation, fabric.device, config.num_samples, rank, world)
+        values = {name: [value] for name, value in measured.items()}
     if rank:
         return
     folder = run.folder_of(config.run)
-    record = evaluator.record(
-        name,
-        values,
-        jobs[0],
-        weights=run.weights_profile(checkpoint, config.weights),
-        guidance=run.plain(guidance) if guidance else None,
-        images_seen=(checkpoint.get("ema") or {}).get("images_seen"),
-        world_size=world,
-        run=str(config.run),
-    )
-    path = record.write(folder / "evaluations")
-    print(record.describe())
-    print(f"  {os.path.relpath(path)}")
+    for name, measured in values.items():
+        record = evaluator.record(
+            name,
+            measured,
+            jobs[0] if evaluator.of_samples else None,
+            config.num_samples if evaluator.of_samples else evaluator.metric.count,
+            weights=run.weights_profile(checkpoint, config.weights),
+            guidance=run.plain(guidance) if guidance else None,
+            images_seen=(checkpoint.get("ema") or {}).get("images_seen"),
+            world_size=world,
+            run=str(config.run),
+        )
+        path = record.write(folder / "evaluations")
+        print(record.describe())
+        print(f"  {os.path.relpath(path)}")
 
 
 def doctor(config: DictConfig) -> None:

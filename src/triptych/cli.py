@@ -11,11 +11,20 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf"
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
+VALUED_OPTIONS = (  # Hydra's, each followed by a value
+    *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
+    *("--experimental-rerun", "-i", "--info"),
+)
+OPTIONS = (
+    *("-h", "--help", "--hydra-help", "--version", "-r", "--run", "--resolve", "-m", "--multirun"),
+    *("-sc", "--shell-completion"),
+)
 
 
 def command(
@@ -44,6 +53,7 @@ def command(
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     try:
         with refusals():
+            _check_form(sys.argv[1:])
             if prepare is not None:
                 sys.argv[1:] = prepare(sys.argv[1:])
         with _environment(HYDRA_FULL_ERROR="1"):  # lets errors through to us
@@ -57,7 +67,20 @@ def command(
         raise SystemExit(INTERRUPTED) from None
 
 
-def refuse(sentence: str) -> None:
+def _check_form(arguments: list[str]) -> None:
+    """Settings are written key=value: what looks like another program's options is refused before Hydra sees it."""
+    value_follows = False
+    for argument in arguments:
+        option = argument.split("=")[0]
+        if argument.startswith("-") and option not in (*VALUED_OPTIONS, *OPTIONS):
+            plain = option.lstrip("-").replace("-", "_")
+            raise ValueError(f"There is no option {option}: settings are written {plain}=…, without dashes; see --help.")
+        if not argument.startswith(("-", "~")) and "=" not in argument and not value_follows:
+            raise ValueError(f"{argument!r} is not a setting: write key=value, and quotes around what has spaces.")
+        value_follows = argument in VALUED_OPTIONS
+
+
+def refuse(sentence: str) -> NoReturn:
     """Prints why nothing was started, and exits."""
     print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
     raise SystemExit(BAD_INPUT)
@@ -111,13 +134,16 @@ def refusals() -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        if isinstance(cause, (ValueError, OSError, ImportError)):
-            refuse(str(cause))
+        if isinstance(cause, (ValueError, OSError, ImportError)) or type(cause).__name__ == "MisconfigurationException":
+            refuse(" ".join(str(cause).split()))
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
         if isinstance(cause, TypeError) and unexpected:
             where = str(error).rpartition("full_key: ")[2] or "the config"
             refuse(f"There is no setting {unexpected[1]!r} in {where}.")
-        raise
+        if "HYDRA_FULL_ERROR" in os.environ:
+            raise
+        what = re.search(r"'([\w.]+)'", str(error))
+        refuse(f"{what[1] if what else 'Something'} cannot be built of these settings ({cause}).")
     except OmegaConfBaseException as error:
         refuse(str(error).splitlines()[0])
     except (ValueError, OSError) as error:
@@ -133,9 +159,8 @@ def explain(error: Exception, name: str) -> str:
         group, _, option = missing[1].rpartition("/")
         group = re.sub(r"@.*", "", group)
         choices = options(group)
-        if choices:
-            return f"There is no {group}={option}: choose {', '.join(choices)}."
-    if no_group := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
+        return f"There is no {group}={option}" + (f": choose {', '.join(choices)}." if choices else ".")
+    if no_group := re.search(r"Could not override '([^']*)'\.\s*No match in the defaults list", text):
         return f"There is no group {no_group[1]!r}: choose {', '.join(groups())}, or see --help."
     if key := re.search(r"Could not override '([^']+)'", text):
         wanted = key[1]
@@ -146,6 +171,9 @@ def explain(error: Exception, name: str) -> str:
         return f"There is no setting {wanted!r}: {hint}"
     if mandatory := re.search(r"Missing mandatory value: (\S+)", text):
         return f"Say {mandatory[1]}=…, it has no default; see --help."
+    if "LexerNoViableAlt" in text or "parsing override" in text or "mismatched input" in text:
+        written = re.search(r"'(.+)'", text.replace("\n", " "))
+        return f"{written[0] if written else 'A setting'} cannot be read: write key=value, with brackets and quotes closed."
     first = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(first[:2]) or repr(error)
 

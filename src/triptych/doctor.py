@@ -43,6 +43,8 @@ def examine(dataset: Dataset, metric: Any | None = None) -> list[tuple[str, str]
 
 def ladder(x: torch.Tensor) -> list[tuple[str, str]]:
     """The noise levels of Song & Ermon 2020 (arXiv:2006.09011), Techniques 1, 2 and 4, for x [N, D] in [-1, 1]."""
+    if x.shape[1] <= 3:  # points: Technique 2 is made for images
+        return [("largest distance", f"{technique.largest_distance(x[:10_000]):.4g}   (Technique 1: sigma_max)")]
     c = technique.suggest(x)
     ratio = (c.sigma_max / c.sigma_min) ** (1 / (c.L - 1))
     return [

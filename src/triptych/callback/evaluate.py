@@ -42,7 +42,7 @@ class Evaluate(Callback):
         block: int = 250,
         seed: int = 0,
     ) -> None:
-        self.metrics, self.sampler, self.fast_sampler = {name: metric}, sampler, fast_sampler
+        self.metric, self.name, self.sampler, self.fast_sampler = metric, name, sampler, fast_sampler
         self.every = Every(every_images)
         self.num_samples, self.fast_num_samples = num_samples, fast_num_samples
         self.split, self.block, self.seed = split, block, seed
@@ -94,7 +94,7 @@ class Evaluate(Callback):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, final: bool) -> None:
         dataset = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self._evaluator = self._evaluator or Evaluator(self.metrics, dataset, self.split)
+        self._evaluator = self._evaluator or Evaluator(self.metric, self.name, dataset, self.split)
         job = self.job(trainer, pl_module, final)
         shown = final and trainer.is_global_zero
         with averaged(trainer), Progress(job.count, job.sampler.steps, "evaluating", shown) as progress:
@@ -107,6 +107,7 @@ class Evaluate(Callback):
                 name,
                 [value],
                 job,
+                job.count,
                 weights=profile(trainer),
                 guidance=None,
                 images_seen=seen,
