@@ -158,3 +158,9 @@ def new_folder(path: Path | str, what: str) -> Path:
         raise FileExistsError(f"{path} already holds {what}: choose another out=…, or remove it first.")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def refuse_used(folder: Path) -> None:
+    """Refuses to train in a folder that already holds a run."""
+    if (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
+        raise FileExistsError(f"{folder} already holds a run: go on with resume={folder}, or choose another folder.")

@@ -49,11 +49,6 @@ class Evaluate(Callback):
         self.records: list[Record] = []
         self._evaluator: Evaluator | None = None
 
-    @property
-    def samplers(self) -> list[Sampler]:
-        """Those that will be used, to be checked before training."""
-        return [self.sampler] * bool(self.num_samples) + [self.fast_sampler] * bool(self.every.images)
-
     def summary(self) -> list[str]:
         """Lines for the end of training."""
         return [
@@ -61,10 +56,16 @@ class Evaluate(Callback):
             for r in self.records
         ]
 
-    def job(self, trainer: Trainer, pl_module: LightningModule, final: bool) -> Job:
-        dataset = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    def check(self, formulation: LightningModule, dataset: Any) -> None:
+        """Refuses, before training, a sampler or labels that cannot work."""
+        if self.num_samples:
+            self.job(formulation, dataset, final=True)
+        if self.every.images:
+            self.job(formulation, dataset, final=False)
+
+    def job(self, formulation: LightningModule, dataset: Any, final: bool) -> Job:
         return Job(
-            pl_module,  # pyright: ignore[reportArgumentType]
+            formulation,  # pyright: ignore[reportArgumentType]
             self.sampler if final else self.fast_sampler,
             dataset.shape,
             self.num_samples if final else self.fast_num_samples,
@@ -72,14 +73,8 @@ class Evaluate(Callback):
             block=self.block,
             labels="random" if dataset.conditional else None,
             num_classes=dataset.num_classes,
-            device=pl_module.device,
+            device=formulation.device,
         )
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.num_samples:
-            self.job(trainer, pl_module, final=True)  # what cannot work is refused before training
-        if self.every.images:
-            self.job(trainer, pl_module, final=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.every.start(trainer)
@@ -95,7 +90,7 @@ class Evaluate(Callback):
     def measure(self, trainer: Trainer, pl_module: LightningModule, final: bool) -> None:
         dataset = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self._evaluator = self._evaluator or Evaluator(self.metric, self.name, dataset, self.split)
-        job = self.job(trainer, pl_module, final)
+        job = self.job(pl_module, dataset, final)
         shown = final and trainer.is_global_zero
         with averaged(trainer), Progress(job.count, job.sampler.steps, "evaluating", shown) as progress:
             values = self._evaluator.measure(job, progress, trainer.global_rank, trainer.world_size)

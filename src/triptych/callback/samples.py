@@ -42,30 +42,25 @@ class Samples(Callback):
         self.latest: Path | None = None
         self.count, self.strip, self.moments, self.seed, self.labels = count, strip, moments, seed, labels
 
-    @property
-    def samplers(self) -> list[Sampler]:
-        """Those that will be used, to be checked before training."""
-        return [self.sampler]
-
     def summary(self) -> list[str]:
         """Lines for the end of training."""
         return [f"samples   {os.path.relpath(self.latest)}"] if self.latest else []
 
-    def job(self, trainer: Trainer, pl_module: LightningModule, count: int) -> Job:
-        dataset = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    def check(self, formulation: LightningModule, dataset: Any) -> None:
+        """Refuses, before training, a sampler or labels that cannot work."""
+        self.job(formulation, dataset, self.count)
+
+    def job(self, formulation: LightningModule, dataset: Any, count: int) -> Job:
         return Job(
-            pl_module,  # pyright: ignore[reportArgumentType]
+            formulation,  # pyright: ignore[reportArgumentType]
             self.sampler,
             dataset.shape,
             count * (64 if len(dataset.shape) == 1 else 1),
             seed=self.seed,
             labels=self.labels if dataset.conditional else None,
             num_classes=dataset.num_classes,
-            device=pl_module.device,
+            device=formulation.device,
         )
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.job(trainer, pl_module, self.count)  # a sampler that cannot work is refused before training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.every.start(trainer)
@@ -83,11 +78,12 @@ class Samples(Callback):
         """Draws and logs; every rank makes its share."""
         seen = images_seen(trainer)
         with averaged(trainer), evaluating(pl_module):  # pyright: ignore[reportArgumentType]
-            samples = self.job(trainer, pl_module, self.count).collect(None, trainer.global_rank, trainer.world_size)
+            dataset = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            samples = self.job(pl_module, dataset, self.count).collect(None, trainer.global_rank, trainer.world_size)
             if not trainer.is_global_zero:
                 return
             shown = range(self.strip if samples.ndim == 4 else len(samples))
-            states = list(self.job(trainer, pl_module, self.strip).trajectory(shown))
+            states = list(self.job(pl_module, dataset, self.strip).trajectory(shown))
         kept = torch.linspace(0, len(states) - 1, min(self.moments, len(states))).round().long().tolist()
         strip = filmstrip([storable(states[k]).cpu() for k in kept])
         grid = picture(samples)
