@@ -50,7 +50,7 @@ def train(config: DictConfig) -> None:
         run.write_config(folder, plain, list(HydraConfig.get().overrides.task))
     metrics = tracking.MetricsCSV(folder / "metrics.csv")
     wandb = None
-    if config.logger is not None:
+    if config.logger:
         described = {**plain, "code": code_version()}
         wandb = tracking.connect(run.plain(config.logger), folder, plain["run_id"], described)
     trainer.loggers = [logger for logger in (metrics, wandb) if logger is not None]

@@ -93,7 +93,7 @@ def quiet() -> None:
 
     for name in ("lightning.pytorch", "lightning.fabric", "wandb"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*LeafSpec.*", ".*does not have many workers.*", ".*weights_only.*", ".*IterableDataset.*"):
+    for message in (".*LeafSpec", ".*have many workers", ".*weights_only", ".*IterableDataset", ".*Grad strides"):
         warnings.filterwarnings("ignore", message)
 
 

@@ -41,7 +41,7 @@ class Dataset(LightningDataModule, ABC):
         device_resident: keep the images on the GPU: true, false, or "auto": if they take an eighth of it at most.
         limit: use the first so many training images only.
         sigma_max, levels: the largest distance of two images in [-1, 1], and the number of noise levels that fits it
-            (Techniques 1 and 2 of arXiv:2006.09011): schedules find them in the config as dataset.sigma_max and .levels.
+            (Techniques 1 and 2 of arXiv:2006.09011), for schedules that read them from the config.
     """
 
     splits: tuple[str, ...] = ("train", "test")  # what the source's own files provide
