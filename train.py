@@ -10,6 +10,7 @@ def train(config: DictConfig) -> None:
     import time
     from pathlib import Path
 
+    import torch
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
@@ -18,6 +19,7 @@ def train(config: DictConfig) -> None:
     from triptych.callback.clock import images_seen
     from triptych.check import check
     from triptych.dataset import per_device_batch_size
+    from triptych.noise import seed_of
     from triptych.record import code_version
 
     cli.quiet()
@@ -26,6 +28,7 @@ def train(config: DictConfig) -> None:
         check(config)
         plain = run.plain(config)
         plain["choices"] = cli.choices()
+        torch.manual_seed(seed_of("initialisation", config.seed))
         dataset = instantiate(config.dataset)
         formulation = instantiate(config.formulation)
         callbacks = [instantiate(c) for c in config.callback.values() if c is not None]
@@ -60,7 +63,11 @@ def train(config: DictConfig) -> None:
         formulation.model.compile()
 
     began = time.monotonic()
-    trainer.fit(formulation, datamodule=dataset, ckpt_path=last, weights_only=True)
+    look = tracking.how_to_look(wandb, folder) if trainer.is_global_zero else ""
+    try:
+        trainer.fit(formulation, datamodule=dataset, ckpt_path=last, weights_only=True)
+    finally:
+        tracking.finish(wandb)
     if not trainer.is_global_zero:
         return
     stop = next((c for c in callbacks if isinstance(c, Stop)), None)
@@ -75,7 +82,7 @@ def train(config: DictConfig) -> None:
     for callback in callbacks:
         for line in getattr(callback, "summary", lambda: [])():
             print(f"  {line}")
-    print(f"  W&B       {tracking.how_to_look(wandb, folder)}")
+    print(f"  W&B       {look}")
     print("Next:")
     print(f"  python sample.py run={where} num_samples=100 out=samples/first")
     print(f"  python evaluate.py run={where} sampler=ddim sampler.steps=20")

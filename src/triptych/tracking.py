@@ -167,6 +167,12 @@ def how_to_look(logger: WandbLogger | None, folder: Path) -> str:
     return f"offline; look with `wandb leet {where}`, bring it there with `wandb sync {where}`"
 
 
+def finish(logger: WandbLogger | None) -> None:
+    """Writes what W&B still holds; without it, another run in the same process would go on in this one."""
+    if logger is not None and rank_zero_only.rank == 0:
+        logger.experiment.finish()
+
+
 def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 

@@ -1,0 +1,201 @@
+"""The main job end to end, with tiny networks: what a run leaves, and that it goes on exactly."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from scripts import ROOT, TINY, call, shell
+
+from triptych import run
+from triptych.tracking import read_csv
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # what Lightning and W&B say in passing; ours are errors elsewhere
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A DDPM run of 30 steps."""
+    folder = tmp_path_factory.mktemp("run") / "ddpm"
+    done = call("train.py", *TINY, "trainer.max_steps=30", "sampler.steps=5", f"hydra.run.dir={folder}")
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_a_run_leaves_everything(folder):
+    assert {"config.yaml", "overrides.yaml", "metrics.csv"} <= {p.name for p in folder.iterdir()}
+    rows = read_csv(folder / "metrics.csv")
+    names = {name for row in rows for name in row}
+    assert {
+        "step",
+        "images_seen",
+        "train/loss",
+        "val/loss",
+        "val/eps_mse",
+        "train/learning_rate",
+        "train/gradient_norm",
+        "train/images_per_second",
+        "fd_digits_32",
+    } <= names
+    assert any(name.startswith("train/loss/log_snr_") for name in names)
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)) and all(row["images_seen"] == 16 * row["step"] for row in rows)
+    assert list((folder / "samples").glob("*.png")) and list((folder / "samples" / "strip").glob("*.png"))
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 30 and checkpoint["ema"]["shadow"]
+    assert checkpoint["hyper_parameters"]["formulation"]["_target_"] == "triptych.formulation.DDPM"
+
+
+def test_the_record_is_complete(folder):
+    (path,) = (folder / "evaluations").glob("fd_digits_32-*.json")
+    record = json.loads(path.read_text())
+    assert record["nfe"] == 5 and record["num_samples"] == 32 and record["images_seen"] == 480
+    assert len(record["extractor"]["sha256"]) == 64
+    assert record["reference"]["dataset"] == "digits" and record["sampler"]["name"] == "Ancestral"
+
+
+def test_wandb_can_be_read_back(folder):
+    (offline,) = (folder / "wandb").glob("offline-run-*")
+    leet = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(offline)]
+    shown = subprocess.run(leet, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "images_seen" in shown and "train/loss" in shown and "fd_digits_32" in shown
+    assert "samples" in shown and "denoising" in shown
+
+
+def test_load_gives_the_average_or_the_raw_weights(folder):
+    average, raw = run.load(folder), run.load(folder, weights="raw")
+    checkpoint = run.read_checkpoint(folder)
+    name, value = next(iter(checkpoint["ema"]["shadow"].items()))
+    assert torch.equal(average.state_dict()[name], value)
+    assert torch.equal(raw.state_dict()[name], checkpoint["state_dict"][name])
+    assert not average.training
+
+
+def test_sampling_depends_on_the_seed_and_hardly_on_the_batch(folder, tmp_path):
+    arrays = {}
+    for name, extra in {"a": [], "b": ["batch_size=5"], "c": ["seed=1"]}.items():
+        done = call("sample.py", f"run={folder}", "num_samples=12", f"out={tmp_path / name}", "trainer=cpu", *extra)
+        assert done.code == 0, done.err
+        with np.load(tmp_path / name / "samples.npz") as file:
+            arrays[name] = file["arr_0"].astype(int)
+    assert arrays["a"].shape == (12, 8, 8, 1)
+    assert np.abs(arrays["a"] - arrays["b"]).max() <= 1
+    assert np.abs(arrays["a"] - arrays["c"]).max() > 10
+    record = json.loads((tmp_path / "a" / "record.json").read_text())
+    assert record["nfe"] == 5 and record["images_per_second"] > 0
+
+
+def test_a_samplers_key_alone_overrides_the_runs_own_and_a_checkpoint_is_a_run(folder, tmp_path):
+    last, out = folder / "checkpoints" / "last.ckpt", tmp_path / "out"
+    done = call("sample.py", f"run={last}", "num_samples=2", "sampler.steps=7", "animate=true", f"out={out}")
+    assert done.code == 0, done.err
+    record = json.loads((out / "record.json").read_text())
+    assert record["nfe"] == 7 and record["sampler"]["name"] == "Ancestral"
+    assert {"samples.npz", "grid.png", "trajectory.gif", "record.json"} <= {p.name for p in out.iterdir()}
+    again = call("sample.py", f"run={last}", "num_samples=2", f"out={out}")
+    assert again.code == 2 and "already holds" in again.err
+
+
+def test_evaluate_measures_as_training_did(folder):
+    done = call("evaluate.py", f"run={folder}", "num_samples=32", "batch_size=16", "trainer=cpu")
+    assert done.code == 0, done.err
+    values = [json.loads(p.read_text())["value"] for p in (folder / "evaluations").glob("fd_digits_32-*.json")]
+    assert max(values) - min(values) <= 1e-6 * max(values)
+
+
+def straight(tmp_path, name, steps, *arguments):
+    folder = tmp_path / name
+    done = call("train.py", *TINY, f"trainer.max_steps={steps}", "logger=none", f"hydra.run.dir={folder}", *arguments)
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.mark.parametrize("formulation", ["ddpm", "ncsn", "score_sde", "edm", "flow_matching"])
+def test_thirty_and_thirty_steps_are_sixty(tmp_path, formulation):
+    arguments = (f"formulation={formulation}", "callback.evaluate.num_samples=0", "model.dropout=0.1")
+    sixty = straight(tmp_path, "sixty", 60, *arguments)
+    thirty = straight(tmp_path, "thirty", 30, *arguments)
+    done = call("train.py", f"resume={thirty}", "trainer.max_steps=60")
+    assert done.code == 0, done.err
+    one, two = run.read_checkpoint(sixty), run.read_checkpoint(thirty)
+    assert one["global_step"] == two["global_step"] == 60
+    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+    assert all(torch.equal(value, two["ema"]["shadow"][name]) for name, value in one["ema"]["shadow"].items())
+    timed = ("time", "train/images_per_second")
+    rows = [
+        [{k: v for k, v in row.items() if k not in timed} for row in read_csv(folder / "metrics.csv")]
+        for folder in (sixty, thirty)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_looking_more_often_does_not_change_training(tmp_path):
+    often = ("trainer.val_check_interval=5", "callback.samples.every_images=64", "callback.evaluate.every_images=128")
+    seldom = straight(tmp_path, "seldom", 20, "callback.evaluate.num_samples=0")
+    looked = straight(tmp_path, "looked", 20, "callback.evaluate.num_samples=0", *often)
+    one, two = run.read_checkpoint(seldom), run.read_checkpoint(looked)
+    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
+
+
+def test_points_in_the_plane(tmp_path):
+    folder = tmp_path / "toy"
+    done = call(
+        "train.py",
+        "dataset=toy",
+        "trainer.max_steps=20",
+        "logger=none",
+        "callback.evaluate.num_samples=50",
+        "sampler.steps=5",
+        f"hydra.run.dir={folder}",
+    )
+    assert done.code == 0, done.err
+    out = tmp_path / "out"
+    assert call("sample.py", f"run={folder}", "num_samples=30", f"out={out}").code == 0
+    with np.load(out / "samples.npz") as file:
+        assert file["arr_0"].shape == (30, 2) and file["arr_0"].dtype == np.float32
+
+
+def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path):
+    folder = tmp_path / "interrupted"
+    arguments = [*TINY, "trainer.max_steps=100000", "logger=none", f"hydra.run.dir={folder}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (folder / "metrics.csv").exists():
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"resume={os.path.relpath(folder)}" in out or str(folder) in out
+    assert run.read_checkpoint(folder)["global_step"] > 0
+
+
+def test_two_processes_measure_what_one_does(tmp_path):
+    folder = tmp_path / "ddp"
+    ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_steps=20", "sampler.steps=5")
+    done = shell("train.py", *ddp, *TINY, "trainer.accelerator=cpu", f"hydra.run.dir={folder}", timeout=400)
+    assert done.code == 0, done.err
+    with (folder / "metrics.csv").open() as file:
+        steps = [row["step"] for row in csv.DictReader(file)]
+    assert len(steps) == len(set(steps))
+    (path,) = (folder / "evaluations").glob("*.json")
+    two = json.loads(path.read_text())
+    assert two["world_size"] == 2
+    kept = tmp_path / "one"
+    shutil.copytree(folder, kept)
+    shutil.rmtree(kept / "evaluations")
+    assert call("evaluate.py", f"run={kept}", "num_samples=32", "batch_size=16", "trainer=cpu").code == 0
+    (path,) = (kept / "evaluations").glob("*.json")
+    assert json.loads(path.read_text())["value"] == pytest.approx(two["value"], rel=1e-6)
