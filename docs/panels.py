@@ -1,6 +1,6 @@
 """Draws the README's first picture: three formulations side by side, from an image to noise and back.
 
-    python docs/triptych.py ddpm=<run> ncsn=<run> score_sde=<run> [out=docs/triptych.png]
+    python docs/panels.py ddpm=<run> ncsn=<run> score_sde=<run> [out=docs/triptych.png]
 
 Each panel is drawn from a run of ours: above, a real digit on its way to noise (alpha x_0 + sigma eps); below, read
 from right to left, the run's own sampler on its way from noise to a digit nobody wrote.
@@ -27,12 +27,12 @@ PANELS = {
 }
 
 
-def shown(x: torch.Tensor, sigma: float) -> np.ndarray:
-    """x_t [H, W] as grey values: the noise is scaled so that it never leaves the range."""
-    return (x / max(1.0, 2.2 * sigma / 1.6)).clamp(-1, 1).numpy()
+def shown(x: torch.Tensor) -> np.ndarray:
+    """x_t [H, W] as grey values: scaled so that noise, however strong, stays in the range."""
+    return (x / max(1.0, 1.4 * float(x.std()))).clamp(-1, 1).numpy()
 
 
-def panel(path: str, digit: int, seed: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
+def panel(path: str, digit: int, which: int, seed: int) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
     """Forward pictures, backward pictures, and the noise level of each column, clean to noisy."""
     config = run.read_config(path, run.read_checkpoint(path))
     formulation = run.load(path)
@@ -48,12 +48,12 @@ def panel(path: str, digit: int, seed: int) -> tuple[list[np.ndarray], list[np.n
     wanted = np.geomspace(max(noise_to_signal[finite].min(), 0.05), noise_to_signal.max(), COLUMNS - 1)
     picks = [int(np.abs(np.log(np.maximum(noise_to_signal, 1e-9)) - np.log(w)).argmin()) for w in wanted]
     eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed))
-    forward, backward, names = [shown(x_0[0], 0)], [shown(states[-1][0, 0], 0)], ["data"]
+    forward, backward, names = [shown(x_0[0])], [shown(states[-1][which, 0])], ["data"]
     for k in picks:
         alpha, sigma = times.alpha[k], times.sigma[k]
-        forward.append(shown((alpha * x_0 + sigma * eps)[0], sigma))
-        backward.append(shown(states[min(len(states) - 1, k * a_level)][0, 0], sigma))
-        names.append(f"σ/α = {sigma / alpha:.2g}")
+        forward.append(shown((alpha * x_0 + sigma * eps)[0]))
+        backward.append(shown(states[min(len(states) - 1, k * a_level)][which, 0]))
+        names.append(f"σ/α = {sigma / alpha:.{0 if sigma > 10 * alpha else 2}f}")
     return forward, backward, names
 
 
@@ -61,11 +61,11 @@ def main() -> None:
     given = dict(a.split("=", 1) for a in sys.argv[1:])
     out = Path(given.pop("out", "docs/triptych.png"))
     if set(given) != set(PANELS):
-        raise SystemExit(f"give one run for each of {', '.join(PANELS)}: python docs/triptych.py ddpm=runs/…")
+        raise SystemExit(f"give one run for each of {', '.join(PANELS)}: python docs/panels.py ddpm=runs/…")
     figure = Figure(figsize=(18, 5.2), dpi=100, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     for p, (name, (title, subtitle)) in enumerate(PANELS.items()):
-        forward, backward, names = panel(given[name], digit=(3, 5, 8)[p], seed=7)
+        forward, backward, names = panel(given[name], digit=(3, 5, 8)[p], which=(0, 4, 0)[p], seed=7)
         left, width = 0.012 + p * 0.333, 0.31
         figure.text(left + width / 2, 0.93, title, ha="center", fontsize=22, weight="bold")
         figure.text(left + width / 2, 0.815, subtitle, ha="center", fontsize=12.5, color="#555555")
