@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 train: $(STAMP)   ## train DDPM on the embedded digits (two minutes on a CPU); ARGS="formulation=ncsn" for others
-	$(BIN)/python train.py $(ARGS)
+	$(BIN)/python train.py trainer.max_steps=1700 $(ARGS)
 
 test: $(STAMP)    ## run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)

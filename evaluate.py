@@ -25,10 +25,9 @@ def evaluate(config: DictConfig) -> None:
                 raise ValueError(f"The run does not say which {node} to use: give {node}=….")
         if config.repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {config.repeats}.")
-        sampler, metric = instantiate(config.sampler), instantiate(config.metric)
+        sampler, metric, dataset = (run.build(run.plain(config[node])) for node in RUN_NODES)
         checkpoint = run.read_checkpoint(config.run)
         formulation = run.restore(checkpoint, config.run, config.weights)
-        dataset = instantiate(config.dataset)
         dataset.prepare_data()
         guidance = OmegaConf.select(config, "guidance")
         denoiser = instantiate(guidance, formulation) if guidance else formulation

@@ -23,7 +23,7 @@ def sample(config: DictConfig) -> None:
     with cli.refusals():
         if OmegaConf.select(config, "sampler") is None:
             raise ValueError("The run does not say which sampler to use: give sampler=…, e.g. sampler=ddim.")
-        sampler = instantiate(config.sampler)
+        sampler = run.build(run.plain(config.sampler))
         checkpoint = run.read_checkpoint(config.run)
         stored = run.read_config(config.run, checkpoint)
         formulation = run.restore(checkpoint, config.run, config.weights)

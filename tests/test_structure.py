@@ -38,6 +38,7 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "run": MEASURING | {"callback", "tracking", "formulation"},
     "report": {"record", "image"},
     "cli": {"run"},
+    "check": {"cli"},
 }
 GROUPS = ("formulation", "schedule", "model", "sampler", "guidance", "dataset", "metric", "callback")  # of conf and src
 INTERCHANGEABLE = ("formulation", "model", "sampler", "dataset", "guidance")  # only Hydra names their classes

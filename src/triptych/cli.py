@@ -45,9 +45,8 @@ def command(
         try:
             with _environment(HYDRA_FULL_ERROR=full_error):  # as the user has it, for processes that the task starts
                 return task(config)
-        except BaseException:
-            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))  # Hydra has made it already
-            raise
+        finally:
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))  # made by Hydra, and not needed after all
 
     register_resolvers()
     full_error = os.environ.get("HYDRA_FULL_ERROR")
@@ -127,6 +126,7 @@ def refusals() -> Iterator[None]:
     """Around the building of a task, before any work: turns what our constructors refuse into one sentence."""
     from hydra.errors import InstantiationException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         yield
@@ -144,12 +144,12 @@ def refusals() -> Iterator[None]:
             raise
         what = re.search(r"'([\w.]+)'", str(error))
         refuse(f"{what[1] if what else 'Something'} cannot be built of these settings ({cause}).")
-    except OmegaConfBaseException as error:
-        refuse(str(error).splitlines()[0])
+    except (OmegaConfBaseException, YAMLError) as error:
+        refuse(" ".join(str(error).split()))
     except (ValueError, OSError) as error:
         if isinstance(error, OSError) and error.filename and error.strerror:
             refuse(f"{error.strerror}: {error.filename}")
-        refuse(str(error))
+        refuse(" ".join(str(error).split()))
 
 
 def explain(error: Exception, name: str) -> str:
@@ -219,9 +219,16 @@ def _out_channels(_root_: DictConfig) -> int:
     return _root_.dataset.channels * (2 if learned else 1)
 
 
-@functools.cache
 def run_id() -> str:
-    """A short random name, the same throughout this process."""
+    """A short random name, the same throughout a job of this process."""
+    from hydra.core.hydra_config import HydraConfig
+
+    job = OmegaConf.select(HydraConfig.get(), "job.num") if HydraConfig.initialized() else None
+    return _random_name(job)
+
+
+@functools.cache
+def _random_name(job: int | None) -> str:
     import secrets
 
     return secrets.token_hex(4)
@@ -250,7 +257,10 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     stored = Path(folder) / "overrides.yaml"
     if not stored.exists():
         raise FileNotFoundError(f"There is no run to resume at {folder}: it has no overrides.yaml.")
-    before = [a for a in OmegaConf.load(stored) if not str(a).startswith(("resume=", "hydra.run.dir="))]
+    before = [str(a) for a in OmegaConf.load(stored) if not str(a).startswith(("resume=", "hydra.run.dir="))]
+    for override in before:
+        if "_target_" in override or override.lstrip("+~").startswith("hydra"):
+            raise ValueError(f"The run at {folder} was given {override!r}, which a file may not ask for: remove that line.")
     return [*before, *arguments, f"hydra.run.dir={_quoted(str(Path(folder)))}"]
 
 
@@ -277,7 +287,8 @@ def run_arguments(arguments: list[str], nodes: tuple[str, ...]) -> list[str]:
 
 
 def _stored_config(path: Path) -> dict:
-    folder = path if path.is_dir() else path.parent.parent
+    inside = path.parent.name == "checkpoints"
+    folder = path if path.is_dir() else path.parent.parent if inside else path
     if (folder / "config.yaml").exists():
         return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # pyright: ignore[reportReturnType]
     from triptych.run import read_checkpoint  # a lone checkpoint: its config is inside

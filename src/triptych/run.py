@@ -16,7 +16,7 @@ from triptych.formulation import Formulation
 # What a config that comes with a checkpoint may build: our own public classes, and torch's optimizers.
 ALLOWED = re.compile(
     r"triptych\.(schedule|model|formulation|sampler|guidance|dataset|metric|callback)(\.\w+)?\.[A-Z]\w*"
-    r"|triptych\.metric\.fd_extractor"
+    r"|triptych\.metric\.(fd_extractor|feature_metrics)"
     r"|torch\.optim\.[A-Z]\w+"
 )
 
@@ -88,7 +88,7 @@ def build(config: dict[str, Any], **extra: Any) -> Any:
 
 
 def check_targets(config: Any) -> None:
-    """Refuses a config with a `_target_` that is not on the allow-list."""
+    """Refuses a config with a `_target_` that is not on the allow-list, or with an interpolation that may become one."""
     if isinstance(config, dict):
         for key, value in config.items():
             if key == "_target_" and not _allowed(value):
@@ -97,6 +97,8 @@ def check_targets(config: Any) -> None:
     elif isinstance(config, (list, tuple)):
         for value in config:
             check_targets(value)
+    elif isinstance(config, str) and "${" in config:
+        raise ValueError(f"The stored config holds {config!r}, which stands for something else, and is not used.")
 
 
 def _allowed(target: Any) -> bool:
