@@ -1,4 +1,4 @@
-"""What may be mistyped in a config and no constructor sees, or sees too late: refused in one sentence, before any work."""
+"""What may be mistyped in a config and no constructor sees, or sees too late: refused in words, before any work."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -173,7 +173,8 @@ def explain(error: Exception, name: str) -> str:
         return f"Say {mandatory[1]}=…, it has no default; see --help."
     if "LexerNoViableAlt" in text or "parsing override" in text or "mismatched input" in text:
         written = re.search(r"'(.+)'", text.replace("\n", " "))
-        return f"{written[0] if written else 'A setting'} cannot be read: write key=value, with brackets and quotes closed."
+        what = written[0] if written else "A setting"
+        return f"{what} cannot be read: write key=value, with brackets and quotes closed."
     first = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(first[:2]) or repr(error)
 
@@ -260,7 +261,7 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     before = [str(a) for a in OmegaConf.load(stored) if not str(a).startswith(("resume=", "hydra.run.dir="))]
     for override in before:
         if "_target_" in override or override.lstrip("+~").startswith("hydra"):
-            raise ValueError(f"The run at {folder} was given {override!r}, which a file may not ask for: remove that line.")
+            raise ValueError(f"{stored} says {override!r}, which a file may not ask for: remove that line.")
     return [*before, *arguments, f"hydra.run.dir={_quoted(str(Path(folder)))}"]
 
 

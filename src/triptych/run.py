@@ -88,7 +88,7 @@ def build(config: dict[str, Any], **extra: Any) -> Any:
 
 
 def check_targets(config: Any) -> None:
-    """Refuses a config with a `_target_` that is not on the allow-list, or with an interpolation that may become one."""
+    """Refuses a config with a `_target_` that is not on the allow-list, or an interpolation that may become one."""
     if isinstance(config, dict):
         for key, value in config.items():
             if key == "_target_" and not _allowed(value):
