@@ -73,7 +73,7 @@ def _check_form(arguments: list[str]) -> None:
         option = argument.split("=")[0]
         if argument.startswith("-") and option not in (*VALUED_OPTIONS, *OPTIONS):
             plain = option.lstrip("-").replace("-", "_")
-            raise ValueError(f"There is no option {option}: settings are written {plain}=…, without dashes; see --help.")
+            raise ValueError(f"There is no option {option}: write settings as {plain}=…, without dashes; see --help.")
         if not argument.startswith(("-", "~")) and "=" not in argument and not value_follows:
             raise ValueError(f"{argument!r} is not a setting: write key=value, and quotes around what has spaces.")
         value_follows = argument in VALUED_OPTIONS
