@@ -20,6 +20,7 @@ def evaluate(config: DictConfig) -> None:
     if config.doctor:
         return doctor(config)
     with cli.refusals():
+        cli.need(config, "run")
         for node in RUN_NODES:
             if OmegaConf.select(config, node) is None:
                 raise ValueError(f"The run does not say which {node} to use: give {node}=….")

@@ -21,6 +21,7 @@ def sample(config: DictConfig) -> None:
 
     cli.quiet()
     with cli.refusals():
+        cli.need(config, "run")
         if OmegaConf.select(config, "sampler") is None:
             raise ValueError("The run does not say which sampler to use: give sampler=…, e.g. sampler=ddim.")
         sampler = run.build(run.plain(config.sampler))

@@ -28,6 +28,7 @@ TINY = (  # a network that trains in a second
     "callback.evaluate.num_samples=32",
     "callback.evaluate.block=16",
     "callback.evaluate.every_images=null",
+    "callback.likelihood.num_images=4",
 )
 
 

@@ -1,6 +1,7 @@
 """Bad input gets one sentence, an exit code, and leaves nothing behind; help answers without importing torch."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -251,9 +252,7 @@ def test_only_our_own_classes_are_on_the_list(target):
 def test_every_target_of_our_yamls_is_on_the_list():
     for group in ("schedule", "model", "formulation", "sampler", "guidance", "dataset", "metric", "optimizer"):
         for path in (cli.CONF / group).glob("*.yaml"):
-            stored = OmegaConf.to_container(OmegaConf.load(path))
-            text = str(stored)
-            targets = [part.split("'")[1] for part in text.split("'_target_': ")[1:]]
+            targets = re.findall(r"'_target_': '([^']+)'", str(OmegaConf.to_container(OmegaConf.load(path))))
             run.check_targets([{"_target_": target} for target in targets])
 
 
@@ -280,6 +279,8 @@ def test_values_survive_the_way_through_hydras_grammar():
         "it's",
         'say "x"',
         "back\\slash",
+        "at the end\\",
+        "before a quote\\'",
         "a=b,c",
         [1, [2.5, "x,y"]],
         {"k": [1]},

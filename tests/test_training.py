@@ -46,6 +46,7 @@ def test_a_run_leaves_everything(folder):
         "train/gradient_norm",
         "train/images_per_second",
         "fd_digits_32",
+        "bits_per_dim_4",
     } <= names
     assert any(name.startswith("train/loss/log_snr_") for name in names)
     steps = [row["step"] for row in rows]
@@ -190,12 +191,12 @@ def test_two_processes_measure_what_one_does(tmp_path):
     with (folder / "metrics.csv").open() as file:
         steps = [row["step"] for row in csv.DictReader(file)]
     assert len(steps) == len(set(steps))
-    (path,) = (folder / "evaluations").glob("*.json")
+    (path,) = (folder / "evaluations").glob("fd_*.json")
     two = json.loads(path.read_text())
     assert two["world_size"] == 2
     kept = tmp_path / "one"
     shutil.copytree(folder, kept)
     shutil.rmtree(kept / "evaluations")
     assert call("evaluate.py", f"run={kept}", "num_samples=32", "batch_size=16", "trainer=cpu").code == 0
-    (path,) = (kept / "evaluations").glob("*.json")
+    (path,) = (kept / "evaluations").glob("fd_*.json")
     assert json.loads(path.read_text())["value"] == pytest.approx(two["value"], rel=1e-6)

@@ -69,7 +69,7 @@ def _check_model(config: DictConfig) -> None:
         if _whole(value) and value < (0 if name in MAY_BE_ZERO else 1):
             raise ValueError(f"model.{name} must be at least {0 if name in MAY_BE_ZERO else 1}, got {value}.")
     points = OmegaConf.select(config, "dataset.resolution") is None
-    if points != (model.get("resolution") is None):
+    if points != ("resolution" not in model):
         kinds = ("points", "images") if points else ("images", "points")
         said = {group: choices().get(group, group) for group in ("dataset", "model")}
         other = "mlp" if points else "unet_small"

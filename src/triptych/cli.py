@@ -152,6 +152,12 @@ def refusals() -> Iterator[None]:
         refuse(" ".join(str(error).split()))
 
 
+def need(config: DictConfig, key: str) -> None:
+    """Refuses a config in which a setting without default has been left out."""
+    if OmegaConf.is_missing(config, key):
+        raise ValueError(f"Say {key}=…, it has no default; see --help.")
+
+
 def explain(error: Exception, name: str) -> str:
     """One sentence out of Hydra's several lines."""
     text = str(error)
@@ -288,6 +294,8 @@ def run_arguments(arguments: list[str], nodes: tuple[str, ...]) -> list[str]:
 
 
 def _stored_config(path: Path) -> dict:
+    if not path.exists():
+        raise FileNotFoundError(f"There is nothing at {path}: give run=<a run folder or a .ckpt file>.")
     inside = path.parent.name == "checkpoints"
     folder = path if path.is_dir() else path.parent.parent if inside else path
     if (folder / "config.yaml").exists():
@@ -318,5 +326,5 @@ def _quoted(value: object) -> str:
         return "[" + ",".join(_quoted(v) for v in value) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{k}:{_quoted(v)}" for k, v in value.items()) + "}"
-    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), str(value))
+    return f"'{escaped}'"  # backslashes are special before a quote only

@@ -1,0 +1,63 @@
+"""Bits per dimension at the end of training, so that formulations compare by likelihood as well as by samples."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from triptych.callback.clock import images_seen
+from triptych.callback.ema import averaged, profile
+from triptych.callback.stop import stopping
+from triptych.evaluation import Evaluator
+from triptych.metric import PerImage
+from triptych.record import Record
+from triptych.tracking import log_scalars
+
+
+class Likelihood(Callback):
+    """Scores held-out images with the averaged weights; skipped by a network that knows its own levels only.
+
+    Args:
+        metric: a metric of the denoiser, such as bits per dimension. name: what it is called.
+        num_images: of the split, the first so many; 0 for none.
+        split: "test" or "train".
+    """
+
+    def __init__(self, metric: PerImage, name: str = "bits_per_dim", num_images: int = 32, split: str = "test") -> None:
+        self.metric, self.name, self.num_images, self.split = metric, name, num_images, split
+        self.records: list[Record] = []
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.num_images or stopping(trainer) or getattr(pl_module, "levels", None) is not None:
+            return
+        dataset: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        evaluator = Evaluator(self.metric, self.name, dataset, self.split)
+        with averaged(trainer):
+            values = evaluator.measure_denoiser(
+                pl_module,  # pyright: ignore[reportArgumentType]
+                pl_module.device,
+                self.num_images,
+                trainer.global_rank,
+                trainer.world_size,
+            )
+        if not trainer.is_global_zero:
+            return
+        for name, value in values.items():
+            record = evaluator.record(
+                name,
+                [value],
+                None,
+                self.metric.count,
+                weights=profile(trainer),
+                guidance=None,
+                images_seen=images_seen(trainer),
+                world_size=trainer.world_size,
+                run=str(trainer.default_root_dir),
+            )
+            log_scalars(trainer.loggers, {record.metric: value}, trainer.global_step, images_seen(trainer))
+            self.records.append(record)
+            record.write(Path(trainer.default_root_dir) / "evaluations")
+
+    def summary(self) -> list[str]:
+        """Lines for the end of training."""
+        return [f"{r.metric} {r.value:.2f} ± {r.standard_error:.2f} on {self.split} images" for r in self.records]
