@@ -177,10 +177,8 @@ def explain(error: Exception, name: str) -> str:
         return f"There is no setting {wanted!r}: {hint}"
     if mandatory := re.search(r"Missing mandatory value: (\S+)", text):
         return f"Say {mandatory[1]}=…, it has no default; see --help."
-    if "LexerNoViableAlt" in text or "parsing override" in text or "mismatched input" in text:
-        written = re.search(r"'(.+)'", text.replace("\n", " "))
-        what = written[0] if written else "A setting"
-        return f"{what} cannot be read: write key=value, with brackets and quotes closed."
+    if written := getattr(error, "override", None):  # what Hydra's parser does not understand
+        return f"{written!r} cannot be read: write key=value, with brackets and quotes closed."
     first = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(first[:2]) or repr(error)
 

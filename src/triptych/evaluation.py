@@ -98,8 +98,9 @@ class Evaluator:
         images = self.dataset.images(self.split)[:count]
         self.prepare(device)
         with evaluating(denoiser):
-            for i in range(rank * 100, len(images), world * 100):
-                chunk = torch.from_numpy(images[i : i + 100].copy()).to(device)
+            first, end = rank * len(images) // world, (rank + 1) * len(images) // world
+            for i in range(first, end, 100):
+                chunk = torch.from_numpy(images[i : min(i + 100, end)].copy()).to(device)
                 self.metric.update(denoiser, chunk, index=torch.arange(i, i + len(chunk)))
         return self._values()
 
