@@ -29,6 +29,7 @@ TINY = (  # a network that trains in a second
     "callback.evaluate.block=16",
     "callback.evaluate.every_images=null",
     "callback.likelihood.num_images=4",
+    "callback.vlb.num_images=2",
 )
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from omegaconf import OmegaConf
 from oracles import finite
 from torch import nn
 
@@ -131,10 +132,8 @@ def pairs():
             name: instantiate(compose("train", [f"formulation={name}", *small]).formulation).eval()
             for name in cli.options("formulation")
         }
-        samplers = {
-            name: instantiate(compose("train", [f"sampler={name}", "sampler.steps=3"]).sampler)
-            for name in cli.options("sampler")
-        }
+    yamls = {name: OmegaConf.load(cli.CONF / "sampler" / f"{name}.yaml") for name in cli.options("sampler")}
+    samplers = {name: instantiate(yaml, steps=3) for name, yaml in yamls.items()}
     return formulations, samplers
 
 

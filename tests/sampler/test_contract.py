@@ -321,6 +321,9 @@ def test_langevin_takes_technique_4_for_the_levels_it_visits():
     path = sampler.path(fewer)
     assert len(path.sigma) == 8
     assert sampler.epsilon(path) == pytest.approx(langevin_step_size(0.02, 500 ** (1 / 7), 7))
+    noisy = two_modes(schedule, levels=schedule.levels[10:])  # none cleaner than the eleventh is known
+    AnnealedLangevin(steps=9, steps_per_level=2)(noisy, start(2))
+    assert min(float(t[0]) for t in noisy.times) == pytest.approx(10 / 49)
 
 
 def test_pairs_that_cannot_work_are_refused_in_words():

@@ -9,13 +9,14 @@ from triptych.callback.clock import images_seen
 from triptych.callback.ema import averaged, profile
 from triptych.callback.stop import stopping
 from triptych.evaluation import Evaluator
-from triptych.metric import PerImage
+from triptych.metric import VLB, PerImage
 from triptych.record import Record
 from triptych.tracking import log_scalars
 
 
 class Likelihood(Callback):
-    """Scores held-out images with the averaged weights; skipped by a network that knows its own levels only.
+    """Scores held-out images with the averaged weights; skipped where it is not defined: a network that
+    knows its own levels only has no flow, and only DDPM has a variational bound.
 
     Args:
         metric: a metric of the denoiser, such as bits per dimension. name: what it is called.
@@ -29,6 +30,8 @@ class Likelihood(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.num_images or stopping(trainer) or getattr(pl_module, "levels", None) is not None:
+            return
+        if isinstance(self.metric, VLB) and not hasattr(pl_module, "variational_bound"):
             return
         dataset: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         evaluator = Evaluator(self.metric, self.name, dataset, self.split)

@@ -77,6 +77,7 @@ class AnnealedLangevin(Sampler):
         known = levels(denoiser)
         if known is not None:
             times = snap(times, known, schedule)
+            times = times[torch.isin(times, known.double().cpu())]  # without the grid's own end
         return Path.of(schedule, times)
 
     def epsilon(self, path: Path) -> float:
