@@ -30,8 +30,8 @@ test-fast: $(STAMP)  ## run the fast tests, under two minutes
 lint: $(STAMP)    ## ruff and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
-bench: $(STAMP)   ## every benchmark, beside the peers it is compared with
-	$(BIN)/python bench/run.py $(ARGS)
+bench: $(STAMP)   ## the benchmarks, beside the peers they are compared with
+	for name in samplers frechet data; do $(BIN)/python bench/$$name.py || exit 1; done
 
 clean:           ## remove the environment and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache
