@@ -123,7 +123,10 @@ def straight(tmp_path, name, steps, *arguments):
 
 @pytest.mark.parametrize("formulation", ["ddpm", "ncsn", "score_sde", "edm", "flow_matching"])
 def test_thirty_and_thirty_steps_are_sixty(tmp_path, formulation):
-    arguments = (f"formulation={formulation}", "callback.evaluate.num_samples=0", "model.dropout=0.1")
+    measured_at_the_end = [
+        f"callback.{c}=0" for c in ("evaluate.num_samples", "likelihood.num_images", "vlb.num_images")
+    ]
+    arguments = (f"formulation={formulation}", "model.dropout=0.1", *measured_at_the_end)
     sixty = straight(tmp_path, "sixty", 60, *arguments)
     thirty = straight(tmp_path, "thirty", 30, *arguments)
     done = call("train.py", f"resume={thirty}", "trainer.max_steps=60")
