@@ -31,9 +31,10 @@ class Likelihood(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.num_images or stopping(trainer) or getattr(pl_module, "levels", None) is not None:
             return
-        if isinstance(self.metric, VLB) and not hasattr(pl_module, "variational_bound"):
-            return
         dataset: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        bounded = hasattr(pl_module, "variational_bound") and len(dataset.shape) == 3  # its decoder is for 256 levels
+        if isinstance(self.metric, VLB) and not bounded:
+            return
         evaluator = Evaluator(self.metric, self.name, dataset, self.split)
         with averaged(trainer):
             values = evaluator.measure_denoiser(
