@@ -256,17 +256,6 @@ def test_every_target_of_our_yamls_is_on_the_list():
             run.check_targets([{"_target_": target} for target in targets])
 
 
-def test_a_resumed_run_has_its_own_overrides_and_then_the_new_ones(saved, nowhere):
-    folder = copy(saved, nowhere)
-    before = ["formulation=ncsn", "sampler=ancestral", "seed=3", "trainer.max_steps=30", "resume=null"]
-    OmegaConf.save(OmegaConf.create(before), folder / "overrides.yaml")
-    done = call("train.py", f"resume={folder}", "sampler=ddim", "trainer.max_steps=60", "--cfg", "job", cwd=nowhere)
-    assert done.code == 0, done.err
-    config = OmegaConf.create(done.out)
-    assert config.formulation._target_.endswith("NCSN") and config.sampler._target_.endswith("DDIM")
-    assert (config.seed, config.trainer.max_steps, config.resume) == (3, 60, str(folder))
-
-
 def test_a_broken_config_file_gets_a_sentence(saved, nowhere):
     folder = copy(saved, nowhere)
     (folder / "config.yaml").write_text("a: [1\n b: {")

@@ -228,8 +228,8 @@ def run_id() -> str:
     """A short random name, the same throughout a job of this process."""
     from hydra.core.hydra_config import HydraConfig
 
-    config = HydraConfig.instance().cfg
-    return _random_name(None if config is None else OmegaConf.select(config, "hydra.job.num"))  # pyright: ignore
+    job = OmegaConf.select(HydraConfig.get(), "job.num") if HydraConfig.initialized() else None
+    return _random_name(job)
 
 
 @functools.cache
