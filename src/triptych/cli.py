@@ -215,7 +215,6 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("out_channels", _out_channels, replace=True)
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
     OmegaConf.register_new_resolver("choice", _choice, replace=True)
-    OmegaConf.register_new_resolver("divide", lambda a, b: max(1, int(a) // int(b)), replace=True)
 
 
 def _out_channels(_root_: DictConfig) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from triptych.dataset import Dataset
+from triptych.dataset import Dataset, normalise
 from triptych.metric import FrechetDistance
 from triptych.schedule import technique
 
@@ -27,7 +27,8 @@ def examine(dataset: Dataset, metric: Any | None = None) -> list[tuple[str, str]
         counts = np.bincount(labels, minlength=dataset.num_classes)
         page.append(("classes", f"{dataset.num_classes}, {counts.min():,} to {counts.max():,} images each"))
     page.append(("shape", " x ".join(map(str, images.shape[1:])) + f", {images.dtype}"))
-    x = _in_range(images[np.linspace(0, len(images) - 1, min(len(images), SHOWN)).astype(int)])
+    shown = images[np.linspace(0, len(images) - 1, min(len(images), SHOWN)).astype(int)]
+    x = normalise(torch.from_numpy(shown)).numpy()
     page.append(("range", f"{x.min():.3g} to {x.max():.3g} (stored {images.min()} to {images.max()})"))
     axes = (0, 2, 3) if x.ndim == 4 else (0,)
     page.append(("channel means", ", ".join(f"{v:.4f}" for v in x.mean(axes))))
@@ -69,10 +70,6 @@ def floor(images: np.ndarray, metric: FrechetDistance) -> list[tuple[str, str]]:
         distance = float(twin.compute())
         page.append((f"floor at N={n:,}", f"{distance:.4f}   (fd_{metric.extractor.name}, real against real)"))
     return page
-
-
-def _in_range(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / 127.5 - 1 if images.dtype == np.uint8 else images
 
 
 def _duplicates(train: np.ndarray, test: np.ndarray) -> str:

@@ -9,8 +9,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
-from triptych.callback.clock import Every, Steps
-from triptych.callback.stop import AGREE_EVERY
+from triptych.callback.clock import Every, Steps, agreed
 
 
 class AtomicIO(TorchCheckpointIO):
@@ -63,11 +62,9 @@ class Checkpoint(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not self.steps.advanced(trainer):
             return
-        late = self.every_minutes is not None and time.monotonic() - self._saved_at > 60 * self.every_minutes
-        if self.every_minutes is not None and trainer.world_size > 1 and trainer.global_step % AGREE_EVERY:
-            late = False
-        elif self.every_minutes is not None and trainer.world_size > 1:
-            late = trainer.strategy.reduce_boolean_decision(late, all=False)
+        late = self.every_minutes is not None and agreed(
+            trainer, time.monotonic() - self._saved_at > 60 * self.every_minutes
+        )
         if self.milestones.due(trainer):
             self.save(trainer, f"step={trainer.global_step}.ckpt")
         if self.every.due(trainer) or late:

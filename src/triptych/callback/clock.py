@@ -8,6 +8,16 @@ def images_seen(trainer: Trainer) -> int:
     return trainer.global_step * trainer.datamodule.global_batch_size  # pyright: ignore[reportAttributeAccessIssue]
 
 
+AGREE_EVERY = 10  # optimizer steps between two agreements of several processes, which wait for the device
+
+
+def agreed(trainer: Trainer, wish: bool) -> bool:
+    """Whether any process wishes it: the same answer on all; of several processes, at some steps only."""
+    if trainer.world_size == 1:
+        return wish
+    return trainer.global_step % AGREE_EVERY == 0 and trainer.strategy.reduce_boolean_decision(wish, all=False)
+
+
 class Steps:
     """Tells when an optimizer step has been completed, which not every micro-batch does."""
 

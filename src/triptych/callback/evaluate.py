@@ -1,19 +1,18 @@
 """Measuring while a model trains: a cheap number at intervals, the real one at the end, both with their protocol."""
 
-from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from triptych.callback.clock import Every, images_seen
-from triptych.callback.ema import averaged, profile
+from triptych.callback.clock import Every
+from triptych.callback.ema import averaged
+from triptych.callback.results import report
 from triptych.callback.stop import stopping
 from triptych.evaluation import Evaluator
 from triptych.generate import Job, Progress
 from triptych.record import Record
 from triptych.sampler import Sampler
-from triptych.tracking import log_scalars
 
 
 class Evaluate(Callback):
@@ -94,22 +93,6 @@ class Evaluate(Callback):
         shown = final and trainer.is_global_zero
         with averaged(trainer), Progress(job.count, job.sampler.steps, "evaluating", shown) as progress:
             values = self._evaluator.measure(job, progress, trainer.global_rank, trainer.world_size)
-        if not trainer.is_global_zero:
-            return
-        seen = images_seen(trainer)
-        for name, value in values.items():
-            record = self._evaluator.record(
-                name,
-                [value],
-                job,
-                job.count,
-                weights=profile(trainer),
-                guidance=None,
-                images_seen=seen,
-                world_size=trainer.world_size,
-                run=str(trainer.default_root_dir),
-            )
-            log_scalars(trainer.loggers, {record.metric: value}, trainer.global_step, seen)
-            if final:
-                self.records.append(record)
-                record.write(Path(trainer.default_root_dir) / "evaluations")
+        records = report(trainer, self._evaluator, values, job, job.count, kept=final)
+        if final:
+            self.records += records

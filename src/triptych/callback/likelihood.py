@@ -1,17 +1,15 @@
 """Bits per dimension at the end of training, so that formulations compare by likelihood as well as by samples."""
 
-from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from triptych.callback.clock import images_seen
-from triptych.callback.ema import averaged, profile
+from triptych.callback.ema import averaged
+from triptych.callback.results import report
 from triptych.callback.stop import stopping
 from triptych.evaluation import Evaluator
 from triptych.metric import VLB, PerImage
 from triptych.record import Record
-from triptych.tracking import log_scalars
 
 
 class Likelihood(Callback):
@@ -44,23 +42,7 @@ class Likelihood(Callback):
                 trainer.global_rank,
                 trainer.world_size,
             )
-        if not trainer.is_global_zero:
-            return
-        for name, value in values.items():
-            record = evaluator.record(
-                name,
-                [value],
-                None,
-                self.metric.count,
-                weights=profile(trainer),
-                guidance=None,
-                images_seen=images_seen(trainer),
-                world_size=trainer.world_size,
-                run=str(trainer.default_root_dir),
-            )
-            log_scalars(trainer.loggers, {record.metric: value}, trainer.global_step, images_seen(trainer))
-            self.records.append(record)
-            record.write(Path(trainer.default_root_dir) / "evaluations")
+        self.records += report(trainer, evaluator, values, None, self.metric.count)
 
     def summary(self) -> list[str]:
         """Lines for the end of training."""

@@ -23,13 +23,13 @@ class Monitor(Callback):
         self.every_n_steps = every_n_steps
         self.latest: dict[str, float] = {}
         self.steps = Steps()
-        self._step, self._last_logged = 0, 0
+        self._last_logged = 0
         self._seconds, self._began = 0.0, 0.0
         self._norm: torch.Tensor | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.steps.start(trainer)
-        self._step = self._last_logged = trainer.global_step
+        self._last_logged = trainer.global_step
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._began = time.perf_counter()
@@ -43,12 +43,11 @@ class Monitor(Callback):
         self._seconds += time.perf_counter() - self._began
         if not self.steps.advanced(trainer):
             return
-        self._step = trainer.global_step
-        if self._step % self.every_n_steps == 0 or self._step == 1:
+        if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == 1:
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._step > self._last_logged:
+        if trainer.global_step > self._last_logged:
             self._log(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,7 +61,7 @@ class Monitor(Callback):
         began = time.perf_counter()
         tallied = pl_module.train_losses.read()  # pyright: ignore (waits for the device)
         self._seconds += time.perf_counter() - began
-        steps = self._step - self._last_logged
+        steps = trainer.global_step - self._last_logged
         batch = trainer.datamodule.global_batch_size  # pyright: ignore[reportAttributeAccessIssue]
         metrics = _named("train/loss", tallied)
         metrics["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
@@ -71,9 +70,9 @@ class Monitor(Callback):
             metrics["train/gradient_norm"] = float(self._norm)
         if torch.cuda.is_available():
             metrics["train/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self._seconds, self._last_logged, self._norm = 0.0, self._step, None
+        self._seconds, self._last_logged, self._norm = 0.0, trainer.global_step, None
         self.latest |= metrics
-        log_scalars(trainer.loggers, metrics, self._step, images_seen(trainer))
+        log_scalars(trainer.loggers, metrics, trainer.global_step, images_seen(trainer))
 
 
 def _named(prefix: str, tallied: dict[str, float]) -> dict[str, float]:

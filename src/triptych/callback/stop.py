@@ -6,9 +6,8 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from triptych.callback.clock import Steps
+from triptych.callback.clock import Steps, agreed
 
-AGREE_EVERY = 10  # optimizer steps between two agreements of several processes, which wait for the device
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -28,12 +27,7 @@ class Stop(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not self.steps.advanced(trainer):
             return
-        stop = self.received is not None
-        if trainer.world_size > 1:
-            if trainer.global_step % AGREE_EVERY:
-                return
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
+        if agreed(trainer, self.received is not None):
             self.received = self.received or signal.SIGTERM
             trainer.should_stop = True
 
