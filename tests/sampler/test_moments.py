@@ -20,8 +20,8 @@ from triptych.sampler import (
 )
 from triptych.schedule import EDM, VE, VP, Cosine, Geometric, LinearBeta, QuadraticBeta, Rectified, SubVP
 
-FAST = [LinearBeta(), VE(0.02, 50.0), Rectified()]
-SLOW = [QuadraticBeta(), Cosine(), VP(), SubVP(), Geometric(60, 0.02, 10.0), EDM()]
+FAST = [LinearBeta(), VE(0.02, 50.0)]
+SLOW = [QuadraticBeta(), Cosine(), VP(), SubVP(), Geometric(60, 0.02, 10.0), EDM(), Rectified()]
 SCHEDULES = [*FAST, *(pytest.param(schedule, marks=pytest.mark.slow) for schedule in SLOW)]
 SAMPLERS = {
     "ancestral": Ancestral(steps=150),
