@@ -33,10 +33,11 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "record": WAIST | {"sampler", "metric", "image"},
     "evaluation": MEASURING,
     "doctor": {"dataset", "metric", "schedule"},
-    "tracking": {"image"},
+    "scalars": set(),
+    "tracking": {"image", "scalars"},
     "callback": MEASURING | {"tracking"},
     "run": MEASURING | {"callback", "tracking", "formulation"},
-    "report": {"record", "image"},
+    "report": {"record", "scalars"},
     "cli": {"run"},
     "check": {"cli"},
 }

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from triptych import __version__
 
 
@@ -149,6 +147,8 @@ def describe_sampler(sampler: Any) -> dict[str, Any]:
 @functools.cache
 def code_version() -> dict[str, Any]:
     """Version of the package, commit if it is a checkout, and of torch."""
+    import torch  # here, since reading records should not need it
+
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str | None:

@@ -16,7 +16,10 @@ import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-AXIS = "images_seen"
+from triptych.scalars import AXIS, read_csv
+
+__all__ = ["AXIS", "MetricsCSV", "connect", "finish", "how_to_look", "log_picture", "log_scalars", "read_csv"]
+
 INIT_TIMEOUT = 30  # seconds W&B may take to answer before the run goes on offline
 
 
@@ -91,12 +94,6 @@ class MetricsCSV(Logger):
             writer.writerows(rows)
         os.replace(temporary, self.path)
         self._columns = columns
-
-
-def read_csv(path: Path | str) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, empty cells left out."""
-    with Path(path).open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
 
 
 def logged_in() -> bool:
