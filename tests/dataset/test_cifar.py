@@ -4,7 +4,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from triptych.dataset import CIFAR, download
+from triptych import download
+from triptych.dataset import CIFAR
 
 TRAIN = [f"data_batch_{k}.bin" for k in range(1, 6)]
 

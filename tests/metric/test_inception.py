@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from triptych.metric import FrechetDistance, Inception
-from triptych.metric.download import fetch, sha256_of
 from triptych.metric.inception import ADDRESS, FILE, tensorflow_resize
+from triptych.metric.published import published, sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENT = bytes(range(256)) * 9000
@@ -96,9 +96,9 @@ NAME = f"weights-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 
 
 def test_download_once(server, tmp_path):
-    path = fetch(f"{server}/{NAME}", None, "PLACE")
+    path = published(f"{server}/{NAME}", None, "PLACE")
     assert path == tmp_path / "hub" / "checkpoints" / NAME and path.read_bytes() == CONTENT
-    assert fetch(f"{server}/{NAME}", None, "PLACE") == path
+    assert published(f"{server}/{NAME}", None, "PLACE") == path
     assert Handler.asked == [None]
 
 
@@ -106,27 +106,32 @@ def test_download_goes_on_where_it_stopped(server, tmp_path):
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / f"{NAME}.part").write_bytes(CONTENT[:1000])
-    assert fetch(f"{server}/{NAME}", None, "PLACE").read_bytes() == CONTENT
+    assert published(f"{server}/{NAME}", None, "PLACE").read_bytes() == CONTENT
     assert Handler.asked == ["bytes=1000-"]
 
 
-def test_damaged_download_is_refused_and_forgotten(server, tmp_path):
+def test_a_damaged_part_is_fetched_again(server, tmp_path):
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / f"{NAME}.part").write_bytes(b"x" * 1000)
-    with pytest.raises(ValueError, match="damaged"):
-        fetch(f"{server}/{NAME}", None, "PLACE")
-    assert fetch(f"{server}/{NAME}", None, "PLACE").read_bytes() == CONTENT
+    assert published(f"{server}/{NAME}", None, "PLACE").read_bytes() == CONTENT
+
+
+def test_what_does_not_have_the_checksum_of_its_name_is_refused(server, tmp_path):
+    wrong = NAME.replace(NAME[8:16], "0" * 8)
+    with pytest.raises(ValueError, match="its sha256 is .*, not 00000000"):
+        published(f"{server}/{wrong}", None, "PLACE")
+    assert [p.suffix for p in (tmp_path / "hub" / "checkpoints").iterdir()] == [".lock"]
 
 
 def test_given_place_and_environment_come_first(server, tmp_path, monkeypatch):
     mine, other = tmp_path / "mine.pth", tmp_path / "other.pth"
     mine.write_bytes(b"1"), other.write_bytes(b"2")
     monkeypatch.setenv("PLACE", str(other))
-    assert fetch(f"{server}/{NAME}", mine, "PLACE") == mine
-    assert fetch(f"{server}/{NAME}", None, "PLACE") == other
+    assert published(f"{server}/{NAME}", mine, "PLACE") == mine
+    assert published(f"{server}/{NAME}", None, "PLACE") == other
     with pytest.raises(FileNotFoundError, match="absent.pth; it can be downloaded from"):
-        fetch(f"{server}/{NAME}", tmp_path / "absent.pth", "PLACE")
+        published(f"{server}/{NAME}", tmp_path / "absent.pth", "PLACE")
     assert Handler.asked == []
 
 

@@ -3,8 +3,9 @@ from typing import Any
 
 import numpy as np
 
+from triptych.dataset.archive import unpack
 from triptych.dataset.base import Dataset
-from triptych.dataset.download import fetch, unpack
+from triptych.download import fetch
 
 
 class CIFAR(Dataset):

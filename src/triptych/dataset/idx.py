@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from triptych.dataset.base import Dataset
-from triptych.dataset.download import fetch
+from triptych.download import fetch
 
 
 class IDX(Dataset):

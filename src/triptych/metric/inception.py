@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.metric.download import fetch, sha256_of
+from triptych.metric.published import published, sha256_of
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
@@ -58,7 +58,7 @@ class Inception(nn.Module):
         self.fc = nn.Linear(2048, 1008)
         self.sha256: str | None = None
         if pretrained:
-            path = fetch(ADDRESS, weights, variable="TRIPTYCH_INCEPTION")
+            path = published(ADDRESS, weights, variable="TRIPTYCH_INCEPTION")
             self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
             self.sha256 = sha256_of(path)
         self.eval().requires_grad_(False)

@@ -1,20 +1,12 @@
-"""Official files: fetched once, resumed if interrupted, checked, and put in place in one move."""
+"""Published files: fetched once, resumed if interrupted, checked, and put in place in one move."""
 
 import hashlib
 import http.client
 import os
-import shutil
-import stat
 import sys
-import tarfile
-import tempfile
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
 
 from filelock import FileLock
 from rich.console import Console
@@ -31,27 +23,39 @@ ATTEMPTS = 3  # connections in a row that may break before we give up
 BLOCK = 1 << 20
 
 
-def fetch(url: str, path: Path, *, md5: str | None = None, sha256: str | None = None, timeout: float = 30.0) -> Path:
+def fetch(
+    url: str,
+    path: Path,
+    *,
+    md5: str | None = None,
+    sha256: str | None = None,
+    otherwise: str = "give dataset.root=<the folder that has it>",
+    timeout: float = 30.0,
+) -> Path:
     """The file at `path`, downloaded if it is not there. Safe when several processes ask at once.
 
     Bytes arrive in `<path>.part`, which a later call continues (HTTP Range); only a complete file of the right
     checksum is renamed to `path`.
+
+    Args:
+        md5, sha256: the whole checksum, or its beginning.
+        otherwise: what else the user may do without a network, in words.
     """
     if path.exists():
         return path
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url} is not an http or https address.")
-    make_folder(path.parent, path.name, url)
+    make_folder(path.parent, path.name, url, otherwise)
     with FileLock(f"{path}.lock"):
         if path.exists():  # another process has fetched it meanwhile
             return path
         part = path.with_name(path.name + ".part")
         resumed = part.exists()
-        download(url, part, path, timeout)
+        download(url, part, path, otherwise, timeout)
         wrong = mismatch(part, md5, sha256)
         if wrong and resumed:  # what was there may have been another file's beginning
             part.unlink()
-            download(url, part, path, timeout)
+            download(url, part, path, otherwise, timeout)
             wrong = mismatch(part, md5, sha256)
         if wrong:
             part.unlink()
@@ -62,7 +66,7 @@ def fetch(url: str, path: Path, *, md5: str | None = None, sha256: str | None = 
     return path
 
 
-def download(url: str, part: Path, path: Path, timeout: float) -> None:
+def download(url: str, part: Path, path: Path, otherwise: str, timeout: float) -> None:
     """Fill `part` from where it ends, over several connections if they break."""
     reason: Exception | None = None
     for _ in range(ATTEMPTS):
@@ -72,15 +76,14 @@ def download(url: str, part: Path, path: Path, timeout: float) -> None:
             reason = ConnectionError("the connection broke")
         except urllib.error.HTTPError as error:
             raise FileNotFoundError(
-                f"{path.name} cannot be had from {url} (HTTP {error.code}): put it at {path} yourself, "
-                "or give dataset.root=<the folder that has it>."
+                f"{path.name} cannot be had from {url} (HTTP {error.code}): put it at {path} yourself, or {otherwise}."
             ) from error
         except (OSError, http.client.HTTPException) as error:  # no network, refused, reset, timed out
             reason = error
     kept = part.stat().st_size if part.exists() else 0
     raise FileNotFoundError(
         f"{path.name} is not at {path} and {url} cannot be reached ({getattr(reason, 'reason', reason)}): "
-        "download it elsewhere and put it there, or give dataset.root=<the folder that has it>."
+        f"download it elsewhere and put it there, or {otherwise}."
         + (f" {kept} bytes are kept and will be continued." if kept else "")
     ) from reason
 
@@ -136,71 +139,17 @@ class progress:
 
 
 def mismatch(path: Path, md5: str | None, sha256: str | None) -> str | None:
-    """What is wrong with a file's checksum, or None."""
+    """What is wrong with a file's checksum, of which the beginning may be known, or None."""
     for name, expected in (("md5", md5), ("sha256", sha256)):
         if expected:
             with open(path, "rb") as file:
                 found = hashlib.file_digest(file, name).hexdigest()
-            if found != expected.lower():
+            if not found.startswith(expected.lower()):
                 return f"its {name} is {found}, not {expected}"
     return None
 
 
-def unpack(archive: Path, folder: Path) -> Path:
-    """The folder of that name out of a tar or zip archive, put in place in one move.
-
-    An archive without a top folder of that name is unpacked into it. A member that would land elsewhere ("..", an
-    absolute path, a link) is refused, and then nothing is kept.
-    """
-    with FileLock(f"{folder}.lock"):
-        if folder.exists():
-            return folder
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            for name, source in members(archive):
-                target = temporary.joinpath(*PurePosixPath(name).parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with source, open(target, "wb") as file:
-                    shutil.copyfileobj(source, file, BLOCK)
-            os.chmod(temporary, 0o755)  # mkdtemp's own is for nobody else
-            inner = temporary / folder.name
-            os.replace(inner if inner.is_dir() else temporary, folder)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{archive} cannot be unpacked ({reason}): delete it, and it will be downloaded again."
-            ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return folder
-
-
-def members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """The regular files of an archive, each checked before it is handed out."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as opened:
-            for info in opened.infolist():
-                if not info.is_dir():
-                    link = stat.S_ISLNK(info.external_attr >> 16)
-                    yield safe(archive, info.filename, not link), opened.open(info)
-        return
-    with tarfile.open(archive) as opened:
-        for member in opened:
-            if not member.isdir():
-                safe(archive, member.name, member.isreg())
-                file = opened.extractfile(member)
-                assert file is not None  # a regular file
-                yield member.name, file
-
-
-def safe(archive: Path, name: str, regular: bool) -> str:
-    path = PurePosixPath(name)
-    if not regular or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-        raise ValueError(f"{archive} is refused: its member {name!r} is a link or leads out of the folder.")
-    return name
-
-
-def make_folder(folder: Path, name: str, url: str) -> None:
+def make_folder(folder: Path, name: str, url: str, otherwise: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
@@ -208,6 +157,5 @@ def make_folder(folder: Path, name: str, url: str) -> None:
         writable = False
     if not writable:
         raise ValueError(
-            f"{name} is not in {folder}, which cannot be written: put it there (it comes from {url}), "
-            "or give dataset.root=<a folder you can write>."
+            f"{name} is not in {folder}, which cannot be written: put it there (it comes from {url}), or {otherwise}."
         )
