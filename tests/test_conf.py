@@ -35,10 +35,14 @@ def test_every_option_composes(group, option):
         OmegaConf.to_container(config[node], resolve=True)
 
 
+QUICK = ("digits_", "fashion_")  # experiments for a laptop; all others are a row of a paper
+
+
 @pytest.mark.parametrize("option", cli.options("experiment"))
 def test_every_experiment_composes_and_its_formulation_takes_a_step_at_small_width(option):
     config = compose("train", [f"experiment={option}", "model.channels=32"])
-    assert config.published.samples and config.published.reference in ("train", "test")
+    if not option.startswith(QUICK):
+        assert config.published.samples and config.published.reference in ("train", "test")
     formulation = instantiate(config.formulation)
     x = torch.rand(2, config.dataset.channels, config.dataset.resolution, config.dataset.resolution) * 2 - 1
     optimizer = formulation.configure_optimizers()["optimizer"]
