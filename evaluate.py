@@ -27,8 +27,9 @@ def evaluate(config: DictConfig) -> None:
         if config.repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {config.repeats}.")
         sampler, metric, dataset = (run.build(run.plain(config[node])) for node in RUN_NODES)
+        weights = run.chosen_weights(config)
         checkpoint = run.read_checkpoint(config.run)
-        formulation = run.restore(checkpoint, config.run, config.weights)
+        formulation = run.restore(checkpoint, config.run, weights)
         dataset.prepare_data()
         guidance = OmegaConf.select(config, "guidance")
         denoiser = instantiate(guidance, formulation) if guidance else formulation
@@ -75,7 +76,7 @@ def evaluate(config: DictConfig) -> None:
             measured,
             jobs[0] if evaluator.of_samples else None,
             config.num_samples if evaluator.of_samples else evaluator.metric.count,
-            weights=run.weights_profile(checkpoint, config.weights),
+            weights=run.weights_profile(checkpoint, weights, config.run),
             guidance=run.plain(guidance) if guidance else None,
             images_seen=(checkpoint.get("ema") or {}).get("images_seen"),
             world_size=world,

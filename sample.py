@@ -25,9 +25,10 @@ def sample(config: DictConfig) -> None:
         if OmegaConf.select(config, "sampler") is None:
             raise ValueError("The run does not say which sampler to use: give sampler=…, e.g. sampler=ddim.")
         sampler = run.build(run.plain(config.sampler))
+        weights = run.chosen_weights(config)
         checkpoint = run.read_checkpoint(config.run)
         stored = run.read_config(config.run, checkpoint)
-        formulation = run.restore(checkpoint, config.run, config.weights)
+        formulation = run.restore(checkpoint, config.run, weights)
         dataset = run.build(stored["dataset"])
         guidance = OmegaConf.select(config, "guidance")
         denoiser = instantiate(guidance, formulation) if guidance else formulation
@@ -77,7 +78,7 @@ def sample(config: DictConfig) -> None:
         "labels": job.labels,
         "nfe": job.nfe,
         "images_per_second": job.images_per_second,
-        "weights": run.weights_profile(checkpoint, config.weights),
+        "weights": run.weights_profile(checkpoint, weights, config.run),
         "images_seen": (checkpoint.get("ema") or {}).get("images_seen"),
         "quantisation": "uint8, floor(127.5 x + 128)" if samples.ndim == 4 else "none",
         "world_size": world,

@@ -22,6 +22,7 @@ TINY = (  # a network that trains in a second
     "trainer.log_every_n_steps=10",
     "trainer.val_check_interval=15",
     "callback.ema.half_life=500",
+    "callback.power_ema.every_images=32",
     "callback.samples.count=4",
     "callback.samples.strip=2",
     "callback.samples.sampler.steps=4",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from scripts import ROOT, TINY, call, shell
 
-from triptych import run
+from triptych import posthoc, run
 from triptych.tracking import read_csv
 
 pytestmark = [
@@ -82,6 +82,23 @@ def test_load_gives_the_average_or_the_raw_weights(folder):
     assert not average.training
 
 
+def test_another_average_is_rebuilt_from_snapshots(folder, tmp_path):
+    rebuilt, stored = run.load(folder, weights="ema=0.10"), run.read_checkpoint(folder)["power_ema"]
+    kept = (stored["at"] / stored["images_seen"]) ** (1 + posthoc.exponent(0.1))  # of steps not yet averaged
+    for name, raw in run.load(folder, weights="raw").model.named_parameters():
+        tracked = kept * stored["averages"]["0.1"][f"model.{name}"] + (1 - kept) * raw
+        torch.testing.assert_close(rebuilt.model.get_parameter(name), tracked, atol=1e-6, rtol=1e-3)  # float16
+    done = call("sample.py", f"run={folder}", "num_samples=4", "ema=0.15", f"out={tmp_path / 'out'}", "trainer=cpu")
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "out" / "record.json").read_text())["weights"] == "ema(sigma_rel=0.15, at 480 images)"
+
+
+def test_no_snapshots_no_other_average(folder, tmp_path):
+    shutil.copytree(folder / "checkpoints", tmp_path / "run" / "checkpoints")
+    done = call("sample.py", f"run={tmp_path / 'run'}", "ema=0.10", "sampler=ddim", f"out={tmp_path / 'out'}")
+    assert done.code == 2 and "There are no snapshots" in done.err and not (tmp_path / "out").exists()
+
+
 def test_sampling_depends_on_the_seed_and_hardly_on_the_batch(folder, tmp_path):
     arrays = {}
     for name, extra in {"a": [], "b": ["batch_size=5"], "c": ["seed=1"]}.items():
@@ -135,6 +152,8 @@ def test_thirty_and_thirty_steps_are_sixty(tmp_path, formulation):
     assert one["global_step"] == two["global_step"] == 60
     assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
     assert all(torch.equal(value, two["ema"]["shadow"][name]) for name, value in one["ema"]["shadow"].items())
+    averages = [checkpoint["power_ema"]["averages"] for checkpoint in (one, two)]
+    assert all(torch.equal(v, averages[1][k][name]) for k, a in averages[0].items() for name, v in a.items())
     timed = ("time", "train/images_per_second")
     rows = [
         [{k: v for k, v in row.items() if k not in timed} for row in read_csv(folder / "metrics.csv")]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from triptych import posthoc
 from triptych.formulation import Formulation
 
 # What a config that comes with a checkpoint may build: our own public classes, and torch's optimizers.
@@ -127,18 +128,20 @@ def load(path: Path | str, weights: str = "ema") -> Formulation:
     """A formulation in eval mode from a run folder or a checkpoint file.
 
     Args:
-        weights: "ema", the averaged weights, or "raw". A run trained without an average has raw ones only.
+        weights: "ema", the averaged weights; "raw"; or "ema=0.10", the average of that relative length, rebuilt from
+            the run's snapshots. A run trained without an average has raw ones only.
     """
     return restore(read_checkpoint(path), path, weights)
 
 
 def restore(checkpoint: dict[str, Any], path: Path | str, weights: str = "ema") -> Formulation:
     """`load`, from a checkpoint that has been read."""
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be ema or raw, got {weights!r}.")
+    length = _length(weights)
     formulation = build(read_config(path, checkpoint)["formulation"])
     state = dict(checkpoint["state_dict"])
-    if weights == "ema" and checkpoint.get("ema", {}).get("shadow"):
+    if length is not None:
+        state |= posthoc.rebuild(_snapshots(checkpoint, path), length)
+    elif weights == "ema" and checkpoint.get("ema", {}).get("shadow"):
         state |= checkpoint["ema"]["shadow"]
     try:
         formulation.load_state_dict(state)
@@ -147,10 +150,52 @@ def restore(checkpoint: dict[str, Any], path: Path | str, weights: str = "ema") 
     return formulation.eval()
 
 
-def weights_profile(checkpoint: dict[str, Any], weights: str = "ema") -> str:
+def chosen_weights(config: DictConfig) -> str:
+    """What `load` is to give, of a config with `weights` and `ema`: ema=0.10 stands for weights="ema=0.10"."""
+    if OmegaConf.select(config, "ema") is None:
+        return str(config.weights)
+    if config.weights != "ema":
+        raise ValueError(f"weights={config.weights} and ema={config.ema} exclude each other: leave one of them out.")
+    return f"ema={config.ema}"
+
+
+def weights_profile(checkpoint: dict[str, Any], weights: str = "ema", path: Path | str | None = None) -> str:
     """Which weights `load` gives, for a record."""
+    length = _length(weights)
+    if length is not None:
+        at = "" if path is None else f", at {_snapshots(checkpoint, path)[-1].images} images"
+        return f"ema(sigma_rel={length:g}{at})"
     ema = checkpoint.get("ema") or {}
     return ema["profile"] if weights == "ema" and ema.get("shadow") else "raw"
+
+
+def _length(weights: str) -> float | None:
+    """sigma_rel of "ema=0.10"; None of "ema" and "raw"."""
+    if weights in ("ema", "raw"):
+        return None
+    kind, _, length = weights.partition("=")
+    try:
+        if kind == "ema" and posthoc.exponent(float(length)):
+            return float(length)
+    except ValueError:
+        raise ValueError(
+            f"ema must be the relative length of an average, above 0 and at most {posthoc.LONGEST}, such as 0.10, "
+            f"got {length}."
+        ) from None
+    raise ValueError(f"weights must be ema or raw, got {weights!r}; ema=0.10 gives another average.")
+
+
+def _snapshots(checkpoint: dict[str, Any], path: Path | str) -> list[posthoc.Snapshot]:
+    """Those that had been taken when the checkpoint was."""
+    folder = folder_of(path) / posthoc.FOLDER
+    seen = max((checkpoint.get(key) or {}).get("images_seen", 0) for key in ("ema", "power_ema"))
+    found = [snapshot for snapshot in posthoc.Snapshot.of(folder) if snapshot.images <= seen]
+    if not found:
+        raise ValueError(
+            f"There are no snapshots in {folder} from which an average could be rebuilt: leave ema=… out, or train "
+            "with callback.power_ema."
+        )
+    return found
 
 
 def new_folder(path: Path | str, what: str) -> Path:

@@ -5,6 +5,7 @@ from triptych.callback.ema import EMA as EMA
 from triptych.callback.evaluate import Evaluate as Evaluate
 from triptych.callback.likelihood import Likelihood as Likelihood
 from triptych.callback.monitor import Monitor as Monitor
+from triptych.callback.power_ema import PowerEMA as PowerEMA
 from triptych.callback.progress import ProgressBar as ProgressBar
 from triptych.callback.samples import Samples as Samples
 from triptych.callback.stop import Stop as Stop
