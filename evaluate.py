@@ -24,13 +24,19 @@ def evaluate(config: DictConfig) -> None:
         for node in RUN_NODES:
             if OmegaConf.select(config, node) is None:
                 raise ValueError(f"The run does not say which {node} to use: give {node}=….")
-        if config.repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {config.repeats}.")
         sampler, metric, dataset = (run.build(run.plain(config[node])) for node in RUN_NODES)
         weights = run.chosen_weights(config)
         checkpoint = run.read_checkpoint(config.run)
+        made = run.build(run.read_config(config.run, checkpoint)["dataset"]).shape
+        if dataset.shape != made:
+            raise ValueError(
+                f"This run makes samples of {_times(made)}, but dataset={dataset.name} holds {_times(dataset.shape)}."
+            )
         formulation = run.restore(checkpoint, config.run, weights)
+        evaluator = Evaluator(metric, cli.choices()["metric"], dataset, config.reference)
+        evaluator.check(config.num_samples)
         dataset.prepare_data()
+        dataset.images(config.reference)
         guidance = OmegaConf.select(config, "guidance")
         denoiser = instantiate(guidance, formulation) if guidance else formulation
         labels = run.plain(config)["labels"]
@@ -55,7 +61,6 @@ def evaluate(config: DictConfig) -> None:
     if config.compile:
         formulation.model.compile()
     rank, world = fabric.global_rank, fabric.world_size
-    evaluator = Evaluator(metric, cli.choices()["metric"], dataset, config.reference)
     values: dict[str, list[float]] = {}
     total = config.num_samples * config.repeats
     if evaluator.of_samples:
@@ -85,6 +90,10 @@ def evaluate(config: DictConfig) -> None:
         path = record.write(folder / "evaluations")
         print(record.describe())
         print(f"  {os.path.relpath(path)}")
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) if len(shape) > 1 else f"{shape[0]} coordinates"
 
 
 def doctor(config: DictConfig) -> None:

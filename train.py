@@ -17,7 +17,6 @@ def train(config: DictConfig) -> None:
     from triptych import run, tracking
     from triptych.callback import Checkpoint, Evaluate, Samples, Stop
     from triptych.callback.clock import images_seen
-    from triptych.check import check
     from triptych.dataset import per_device_batch_size
     from triptych.noise import seed_of
     from triptych.record import code_version
@@ -25,7 +24,6 @@ def train(config: DictConfig) -> None:
     cli.quiet()
     folder = Path(HydraConfig.get().runtime.output_dir)
     with cli.refusals():  # everything is built, and refused if it cannot work, before anything is written
-        check(config)
         plain = run.plain(config)
         plain["choices"] = cli.choices()
         torch.manual_seed(seed_of("initialisation", config.seed))

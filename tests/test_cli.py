@@ -44,6 +44,7 @@ MISTYPED = {  # arguments of train.py -> what the sentence must say
     "formulation ddpm": ["'formulation' is not a setting", "key=value"],
     "model.multipliers=[1": ["cannot be read", "model.multipliers"],
     "=": ["choose"],
+    "-m seed=1,2 --cfg job": ["-m and --cfg", "choose one"],
 }
 UNFIT = {
     "formulation=ncsn schedule=vp": ["NCSN", "schedule=vp", "geometric"],
@@ -86,6 +87,12 @@ def test_what_train_refuses(arguments, nowhere):
     refused(done, *{**MISTYPED, **UNFIT}[arguments])
     assert not list(nowhere.iterdir())  # nothing was started
     assert nowhere.exists()
+
+
+def test_a_rehearsal_samples_and_measures_nothing(nowhere):
+    done = call("train.py", *TINY, "trainer.fast_dev_run=true", "logger=none", "hydra.run.dir=a", cwd=nowhere)
+    assert done.code == 0 and "Trained 16 images" in done.out, done
+    assert not (nowhere / "a" / "samples").exists() and not (nowhere / "a" / "evaluations").exists()
 
 
 def test_a_folder_that_holds_a_run_is_not_trained_in_again(nowhere):
@@ -148,6 +155,9 @@ SAMPLED = {
     "labels=3": ["trained without", "labels"],
     "weights=best": ["ema or raw", "best"],
     "trainer.accelerator=banana": ["banana"],
+    "seed=abc": ["seed must be a whole number", "abc"],
+    "first=-5": ["first", "at least 0", "got -5"],
+    "guidance=classifier_free": ["guides towards a label", "trained without", "dataset.conditional=true"],
 }
 
 
@@ -156,6 +166,43 @@ def test_what_sample_refuses(arguments, saved, nowhere):
     done = call("sample.py", f"run={saved[0]}", "out=out", *arguments.split(), cwd=nowhere)
     refused(done, *SAMPLED[arguments])
     assert not list(nowhere.iterdir())
+
+
+EVALUATED = {
+    "seed=abc": ["seed must be a whole number", "abc"],
+    "repeats=abc": ["repeats must be a whole number of at least 1", "abc"],
+    "repeats=0": ["repeats", "got 0"],
+    "num_samples=1": ["metric=fd_digits", "at least 2, got 1"],
+    "reference=foo": ["no split 'foo'", "train, val, test"],
+    "dataset=toy": ["samples of 1 x 8 x 8", "dataset=toy holds 2 coordinates"],
+    "guidance=classifier_free": ["guides towards a label", "trained without"],
+    "metric=fdd": ["no metric=fdd", "fd_digits"],
+}
+
+
+@pytest.mark.parametrize("arguments", EVALUATED)
+def test_what_evaluate_refuses(arguments, saved, nowhere):
+    refused(call("evaluate.py", f"run={saved[0]}", *arguments.split(), cwd=nowhere), *EVALUATED[arguments])
+    assert not list(nowhere.iterdir()) and not (saved[0] / "evaluations").exists()
+
+
+def test_hydras_options_may_stand_anywhere():
+    assert cli._settings_first(["a=1", "-m", "b=2,3", "-c", "job", "~d", "--info", "e=1"]) == [
+        *("a=1", "b=2,3", "~d", "e=1"),
+        *("-m", "-c", "job", "--info"),
+    ]
+
+
+def test_a_run_with_hydras_options(saved, nowhere):
+    """What the run brings is put before -m and --cfg, wherever they were typed."""
+    folder = copy(saved, nowhere)
+    shown = call("train.py", f"resume={folder}", "--cfg", "job", "-p", "sampler", cwd=nowhere)
+    assert shown.code == 0 and "Ancestral" in shown.out, shown
+    shown = call("evaluate.py", f"run={folder}", "--cfg", "job", "num_samples=3", cwd=nowhere)
+    assert shown.code == 0 and "num_samples: 3" in shown.out and "steps: 3" in shown.out, shown
+    grid = ["-m", "sampler=ddim,dpm_solver", "sampler.steps=2,3", "trainer=cpu", "num_samples=4"]
+    done = call("evaluate.py", f"run={folder}", *grid, cwd=nowhere)
+    assert done.code == 0 and len(list((folder / "evaluations").glob("*.json"))) == 4, done
 
 
 @pytest.mark.parametrize("script", ["sample.py", "evaluate.py"])

@@ -38,10 +38,11 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "scalars": set(),
     "tracking": {"image", "scalars"},
     "callback": MEASURING | {"tracking", "posthoc"},
-    "run": MEASURING | {"callback", "tracking", "formulation", "posthoc"},
+    "layout": set(),
+    "run": MEASURING | {"callback", "tracking", "formulation", "posthoc", "layout"},
     "report": {"record", "scalars"},
-    "cli": {"run"},
-    "check": {"cli"},
+    "check": set(),
+    "cli": {"run", "layout", "check"},
 }
 GROUPS = ("formulation", "schedule", "model", "sampler", "guidance", "dataset", "metric", "callback")  # of conf and src
 INTERCHANGEABLE = ("formulation", "model", "sampler", "dataset", "guidance")  # only Hydra names their classes

@@ -1,11 +1,10 @@
 """What may be mistyped in a config and no constructor sees, or sees too late: refused in words, before any work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-
-from triptych.cli import CONF, choices
 
 TYPED = ("model", "schedule", "sampler", "optimizer", "formulation")  # groups whose values keep the type of their yaml
 LEAST = {  # the smallest value of a whole number; -1: no limit
@@ -31,14 +30,19 @@ LEAST = {  # the smallest value of a whole number; -1: no limit
 MAY_BE_ZERO = ("num_classes", "augment_channels", "dropout")  # of a model's sizes
 
 
-def check(config: DictConfig) -> None:
-    """Raises a ValueError that names the setting, what it is, and what it may be."""
+def check(config: DictConfig, choices: Mapping[str, str], conf: Path) -> None:
+    """Raises a ValueError that names the setting, what it is, and what it may be.
+
+    Args:
+        choices: the option that was chosen from each group.
+        conf: the folder of the groups.
+    """
     for key, least in LEAST.items():
         value = OmegaConf.select(config, key)
         if value is not None and (not _whole(value) or value < least):
             raise ValueError(f"{key} must be a whole number of at least {least}, got {value}.")
-    _check_types(config)
-    _check_model(config)
+    _check_types(config, choices, conf)
+    _check_model(config, choices)
     _check_trainer(config)
 
 
@@ -46,10 +50,10 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _check_types(config: DictConfig) -> None:
+def _check_types(config: DictConfig, choices: Mapping[str, str], conf: Path) -> None:
     """A number stays a number, and true or false stays one of the two."""
     for group in TYPED:
-        path = CONF / group / f"{choices().get(group)}.yaml"
+        path = conf / group / f"{choices.get(group)}.yaml"
         if not path.exists():
             continue
         for key, default in _leaves(OmegaConf.to_container(OmegaConf.load(path))):
@@ -60,7 +64,7 @@ def _check_types(config: DictConfig) -> None:
                 raise ValueError(f"{group}.{key} must be a number such as {default}, got {value!r}.")
 
 
-def _check_model(config: DictConfig) -> None:
+def _check_model(config: DictConfig, choices: Mapping[str, str]) -> None:
     model = OmegaConf.select(config, "model")
     if model is None:
         return
@@ -71,7 +75,7 @@ def _check_model(config: DictConfig) -> None:
     points = OmegaConf.select(config, "dataset.resolution") is None
     if points != ("resolution" not in model):
         kinds = ("points", "images") if points else ("images", "points")
-        said = {group: choices().get(group, group) for group in ("dataset", "model")}
+        said = {group: choices.get(group, group) for group in ("dataset", "model")}
         other = "mlp" if points else "unet_small"
         raise ValueError(
             f"dataset={said['dataset']} holds {kinds[0]}, but model={said['model']} is for {kinds[1]}: "

@@ -15,22 +15,23 @@ from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 
+from triptych.check import check
+from triptych.layout import config_beside
+
 CONF = Path(__file__).parents[2] / "conf"
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 VALUED_OPTIONS = (  # Hydra's, each followed by a value
     *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
-    *("--experimental-rerun", "-i", "--info"),
+    *("--experimental-rerun", "-i", "--info"),  # the last two may go without
 )
-OPTIONS = (
-    *("-h", "--help", "--hydra-help", "--version", "-r", "--run", "--resolve", "-m", "--multirun"),
-    *("-sc", "--shell-completion"),
-)
+MODES = ("-r", "--run", "-m", "--multirun", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")  # one of them
+OPTIONS = (*MODES, "-h", "--help", "--hydra-help", "--version", "--resolve")
 
 
 def command(
     name: str, task: Callable[[DictConfig], object], prepare: Callable[[list[str]], list[str]] | None = None
 ) -> None:
-    """Runs `task` on the composed `conf/<name>.yaml`.
+    """Runs `task` on the composed `conf/<name>.yaml`, after a look for what was mistyped.
 
     Args:
         prepare: rewrites the command line's arguments before Hydra reads them, e.g. to take a run's own settings.
@@ -44,6 +45,8 @@ def command(
     def job(config: DictConfig) -> object:
         try:
             with _environment(HYDRA_FULL_ERROR=full_error):  # as the user has it, for processes that the task starts
+                with refusals():
+                    check(config, choices(), CONF)
                 return task(config)
         finally:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))  # made by Hydra, and not needed after all
@@ -55,6 +58,7 @@ def command(
             _check_form(sys.argv[1:])
             if prepare is not None:
                 sys.argv[1:] = prepare(sys.argv[1:])
+            sys.argv[1:] = _settings_first(sys.argv[1:])
         with _environment(HYDRA_FULL_ERROR="1"):  # lets errors through to us
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -68,15 +72,35 @@ def command(
 
 def _check_form(arguments: list[str]) -> None:
     """Settings are written key=value: what looks like another program's options is refused before Hydra sees it."""
+    settings, options = _sorted(arguments)
+    for option in options:
+        name = option.split("=")[0]
+        if name.startswith("-") and name not in (*VALUED_OPTIONS, *OPTIONS):
+            plain = name.lstrip("-").replace("-", "_")
+            raise ValueError(f"There is no option {name}: write settings as {plain}=…, without dashes; see --help.")
+    modes = [option for option in options if option.split("=")[0] in MODES]
+    if len(modes) > 1:
+        raise ValueError(f"{' and '.join(modes)} do not go together: choose one.")
+    for setting in settings:
+        if "=" not in setting and not setting.startswith("~"):
+            raise ValueError(f"{setting!r} is not a setting: write key=value, and quotes around what has spaces.")
+
+
+def _settings_first(arguments: list[str]) -> list[str]:
+    """The same command, in the one order that Hydra's parser reads: it knows settings on one side of an option only."""
+    settings, options = _sorted(arguments)
+    return settings + options
+
+
+def _sorted(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The settings, and Hydra's own options with their values, each in the order they were given."""
+    settings, options = [], []
     value_follows = False
     for argument in arguments:
-        option = argument.split("=")[0]
-        if argument.startswith("-") and option not in (*VALUED_OPTIONS, *OPTIONS):
-            plain = option.lstrip("-").replace("-", "_")
-            raise ValueError(f"There is no option {option}: write settings as {plain}=…, without dashes; see --help.")
-        if not argument.startswith(("-", "~")) and "=" not in argument and not value_follows:
-            raise ValueError(f"{argument!r} is not a setting: write key=value, and quotes around what has spaces.")
+        is_option = argument.startswith("-") or (value_follows and "=" not in argument)
+        (options if is_option else settings).append(argument)
         value_follows = argument in VALUED_OPTIONS
+    return settings, options
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -272,6 +296,8 @@ def run_arguments(arguments: list[str], nodes: tuple[str, ...]) -> list[str]:
     """`run=<folder or checkpoint>` brings the run's own choices of these nodes, which the command line may override.
 
     A node that is not chosen anew by `node=option` comes as the run's option, with the values that the run gave it.
+    With -m, what is brought has one value each, the same in every job; a grid over a node (`-m sampler=ddim,heun`) is
+    a choice of it, so nothing of the run's is brought there.
     """
     given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
     run = given.get("run")
@@ -293,13 +319,12 @@ def run_arguments(arguments: list[str], nodes: tuple[str, ...]) -> list[str]:
 def _stored_config(path: Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"There is nothing at {path}: give run=<a run folder or a .ckpt file>.")
-    inside = path.parent.name == "checkpoints"
-    folder = path if path.is_dir() else path.parent.parent if inside else path
-    if (folder / "config.yaml").exists():
-        return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # pyright: ignore[reportReturnType]
-    from triptych.run import read_checkpoint  # a lone checkpoint: its config is inside
+    stored = config_beside(path)
+    if stored is None:  # a lone checkpoint: its config is inside
+        from triptych.run import read_checkpoint
 
-    return dict(read_checkpoint(path).get("hyper_parameters", {}))
+        stored = dict(read_checkpoint(path).get("hyper_parameters", {}))
+    return stored
 
 
 def _leaves(values: dict, prefix: str) -> Iterator[tuple[str, str]]:

@@ -41,6 +41,13 @@ class Evaluator:
         """Whether samples are needed at all."""
         return not isinstance(self.metric, PerImage)
 
+    def check(self, count: int) -> None:
+        """Refuses, before any sampling, fewer samples than a metric is defined for."""
+        for name, metric in self.parts.items():
+            fewest = getattr(metric, "fewest", 1)
+            if count < fewest:
+                raise ValueError(f"metric={name} needs num_samples of at least {fewest}, got {count}.")
+
     def prepare(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """Builds the reference once, or finds it in the cache; tells what it is. Every process reads all of it."""
         if self._reference is not None:

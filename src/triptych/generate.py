@@ -84,6 +84,13 @@ class Job:
 
     def _check_labels(self) -> None:
         if self.labels is None:
+            if getattr(self.denoiser, "needs_labels", False):
+                raise ValueError(
+                    f"{type(self.denoiser).__name__} guides towards a label: give labels=0, a list of them, or random."
+                    if self.num_classes
+                    else f"{type(self.denoiser).__name__} guides towards a label, but this model was trained without "
+                    "them: drop guidance=…, or train with dataset.conditional=true formulation.label_dropout=0.1."
+                )
             return
         if not self.num_classes:
             raise ValueError("labels were asked for, but this model was trained without them: drop labels=….")

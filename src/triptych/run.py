@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from triptych import posthoc
 from triptych.formulation import Formulation
+from triptych.layout import checkpoint_of, folder_of
 
 # What a config that comes with a checkpoint may build: our own public classes, and torch's optimizers.
 ALLOWED = re.compile(
@@ -36,30 +37,6 @@ def write_config(folder: Path, config: dict[str, Any], overrides: list[str]) -> 
         temporary = folder / f".{name}.{os.getpid()}.tmp"
         OmegaConf.save(OmegaConf.create(content), temporary)
         os.replace(temporary, folder / name)
-
-
-def folder_of(path: Path | str) -> Path:
-    """The run folder of a run folder or of a checkpoint inside one; for a lone checkpoint, the folder it is in."""
-    path = Path(path)
-    if path.is_dir():
-        return path
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
-
-
-def checkpoint_of(path: Path | str) -> Path:
-    """The checkpoint of a run folder (its last one), or the file itself."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is nothing at {path}: give run=<a run folder or a .ckpt file>.")
-    if path.is_file():
-        return path
-    last = path / "checkpoints" / "last.ckpt"
-    if last.exists():
-        return last
-    others = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
-    if not others:
-        raise FileNotFoundError(f"The run folder {path} has no checkpoint in {path / 'checkpoints'}.")
-    return others[-1]
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

@@ -8,6 +8,11 @@ def images_seen(trainer: Trainer) -> int:
     return trainer.global_step * trainer.datamodule.global_batch_size  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def rehearsed(trainer: Trainer) -> bool:
+    """Whether this is `trainer.fast_dev_run`, one batch of everything: then nothing is sampled or measured."""
+    return bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 AGREE_EVERY = 10  # optimizer steps between two agreements of several processes, which wait for the device
 
 

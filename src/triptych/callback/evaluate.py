@@ -5,7 +5,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from triptych.callback.clock import Every
+from triptych.callback.clock import Every, rehearsed
 from triptych.callback.ema import averaged
 from triptych.callback.results import report
 from triptych.callback.stop import stopping
@@ -83,7 +83,7 @@ class Evaluate(Callback):
             self.measure(trainer, pl_module, final=False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.num_samples and not stopping(trainer):
+        if self.num_samples and not stopping(trainer) and not rehearsed(trainer):
             self.measure(trainer, pl_module, final=True)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, final: bool) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from triptych.callback.clock import rehearsed
 from triptych.callback.ema import averaged
 from triptych.callback.results import report
 from triptych.callback.stop import stopping
@@ -27,7 +28,9 @@ class Likelihood(Callback):
         self.records: list[Record] = []
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.num_images or stopping(trainer) or getattr(pl_module, "levels", None) is not None:
+        if not self.num_images or stopping(trainer) or rehearsed(trainer):
+            return
+        if getattr(pl_module, "levels", None) is not None:
             return
         dataset: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         bounded = hasattr(pl_module, "variational_bound") and len(dataset.shape) == 3  # its decoder is for 256 levels

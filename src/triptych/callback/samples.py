@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from triptych.callback.clock import Every, images_seen
+from triptych.callback.clock import Every, images_seen, rehearsed
 from triptych.callback.ema import averaged
 from triptych.callback.stop import stopping
 from triptych.generate import Job, evaluating, storable
@@ -70,7 +70,7 @@ class Samples(Callback):
             self.look(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not stopping(trainer):
+        if not stopping(trainer) and not rehearsed(trainer):
             self.look(trainer, pl_module)
 
     @torch.no_grad()

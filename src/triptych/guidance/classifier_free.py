@@ -23,6 +23,8 @@ class ClassifierFree:
             arXiv:2404.07724).
     """
 
+    needs_labels = True
+
     def __init__(self, denoiser: Denoiser, scale: float = 2.0, interval: tuple[float, float] = (0.0, 1.0)) -> None:
         low, high = interval
         if not 0 <= low < high <= 1:

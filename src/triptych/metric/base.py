@@ -20,11 +20,13 @@ class FeatureMetric(Metric, ABC):
 
     Attributes:
         reset_real: whether `reset()` also forgets the real images.
+        fewest: generated samples for which the value is defined.
         reference: what a cache knows of the real images, in place of `update(real=True)`; `reset()` keeps it.
     """
 
     is_differentiable = False
     full_state_update = False
+    fewest = 2
 
     def __init__(self, extractor: nn.Module | FrozenExtractor | None, reset_real: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)

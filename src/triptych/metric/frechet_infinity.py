@@ -38,6 +38,7 @@ class FrechetInfinity(FeatureMetric):
         if points < 2 or not 0 < smallest < 1:
             raise ValueError(f"A line needs points >= 2 and 0 < smallest < 1, but they are {points} and {smallest}.")
         self.points, self.smallest, self.seed = points, smallest, seed
+        self.fewest = 4 * points
         self.store_features()
 
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:

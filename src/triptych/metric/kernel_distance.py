@@ -36,6 +36,7 @@ class KernelDistance(FeatureMetric):
     ) -> None:
         super().__init__(extractor, reset_real, **kwargs)
         self.subset_size, self.subsets, self.seed = subset_size, subsets, seed
+        self.fewest = max(2, subset_size or 2)
         self.store_features()
 
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:

@@ -25,7 +25,7 @@ class PrecisionRecall(FeatureMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(extractor, reset_real, **kwargs)
-        self.k = k
+        self.k, self.fewest = k, k + 1
         self.store_features()
 
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:
