@@ -277,11 +277,21 @@ def _choice(group: str) -> str:
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
-    """`resume=<run folder>` becomes the run's own overrides, then the new ones, written in that folder."""
+    """`resume=<run folder>` becomes the run's own overrides, then the new ones, written in that folder.
+
+    `resume=auto hydra.run.dir=<folder>` does so if there is a run to continue, and else begins one there.
+    """
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     folder = given.get("resume")
     if not folder or folder == "null":
         return arguments
+    auto = folder == "auto"
+    if auto:
+        folder = given.get("hydra.run.dir", "").strip("'\"")
+        if not folder:
+            raise ValueError("resume=auto needs a folder to look in, the same each time: give hydra.run.dir=….")
+        if not (Path(folder) / "overrides.yaml").exists():
+            return arguments  # there is nothing yet
     stored = Path(folder) / "overrides.yaml"
     if not stored.exists():
         raise FileNotFoundError(f"There is no run to resume at {folder}: it has no overrides.yaml.")
@@ -289,7 +299,8 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     for override in before:
         if "_target_" in override or override.lstrip("+~").startswith("hydra"):
             raise ValueError(f"{stored} says {override!r}, which a file may not ask for: remove that line.")
-    return [*before, *arguments, f"hydra.run.dir={_quoted(str(Path(folder)))}"]
+    before = [override for override in before if override not in arguments]  # a resubmission says them again
+    return [*before, *arguments, *([] if auto else [f"hydra.run.dir={_quoted(str(Path(folder)))}"])]
 
 
 def run_arguments(arguments: list[str], nodes: tuple[str, ...]) -> list[str]:

@@ -1,5 +1,7 @@
 """Where a run keeps what, on disk. Imports nothing heavy, so that the command line may ask before anything else."""
 
+import sys
+import zipfile
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -14,19 +16,26 @@ def folder_of(path: Path | str) -> Path:
 
 
 def checkpoint_of(path: Path | str) -> Path:
-    """The checkpoint of a run folder (its last one), or the file itself."""
+    """The newest whole checkpoint of a run folder, or the file itself; a truncated one is named and skipped."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is nothing at {path}: give run=<a run folder or a .ckpt file>.")
     if path.is_file():
         return path
-    last = path / "checkpoints" / "last.ckpt"
-    if last.exists():
-        return last
-    others = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
-    if not others:
+    found = checkpoints(path)
+    if not found:
         raise FileNotFoundError(f"The run folder {path} has no checkpoint in {path / 'checkpoints'}.")
-    return others[-1]
+    for checkpoint in found:
+        if checkpoint.is_dir() or zipfile.is_zipfile(checkpoint):
+            return checkpoint
+        print(f"{checkpoint} is only a part of a checkpoint, and is skipped.", file=sys.stderr)
+    return found[0]
+
+
+def checkpoints(folder: Path | str) -> list[Path]:
+    """All checkpoints of a run folder, the newest first: last.ckpt, which no other is ahead of, then by their age."""
+    found = (Path(folder) / "checkpoints").glob("[!.]*.ckpt")
+    return sorted(found, key=lambda p: (p.name != "last.ckpt", -p.stat().st_mtime))
 
 
 def config_beside(path: Path | str) -> dict | None:

@@ -4,14 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from triptych import __version__
+from triptych import __version__, disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +107,9 @@ class Record:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON by a rename, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, default=str, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(content, indent=2, default=str, allow_nan=False) + "\n"
+    with disk.replacing(path) as file:
+        file.write(text)
 
 
 def read(folder: Path | str) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """A run on disk: its folder, its config, and the way from a checkpoint back to a formulation, safely."""
 
 import importlib
-import os
 import pickle
 import re
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from triptych import posthoc
+from triptych import disk, posthoc, status
 from triptych.formulation import Formulation
-from triptych.layout import checkpoint_of, folder_of
+from triptych.layout import checkpoint_of, checkpoints, folder_of
 
 # What a config that comes with a checkpoint may build: our own public classes, and torch's optimizers.
 ALLOWED = re.compile(
@@ -32,11 +32,9 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def write_config(folder: Path, config: dict[str, Any], overrides: list[str]) -> None:
     """Writes config.yaml and overrides.yaml: enough to run it again."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in (("config.yaml", config), ("overrides.yaml", overrides)):
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        OmegaConf.save(OmegaConf.create(content), temporary)
-        os.replace(temporary, folder / name)
+        with disk.replacing(folder / name) as file:
+            OmegaConf.save(OmegaConf.create(content), file)
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -55,6 +53,38 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"The file {path} is not a checkpoint of Triptych: it has no state_dict.")
     return checkpoint
+
+
+def newest(folder: Path | str) -> tuple[Path | None, dict[str, Any] | None]:
+    """The newest checkpoint of a run folder that can be read, and its content; (None, None) if there is none.
+
+    One that cannot be read is named and skipped; if none can, that is refused, lest a run be begun anew by mistake.
+    """
+    found = checkpoints(folder)
+    for path in found:
+        try:
+            return path, read_checkpoint(path)
+        except ValueError as error:
+            print(f"{error} It is skipped.", file=sys.stderr)
+    if found:
+        raise ValueError(f"None of the checkpoints in {found[0].parent} can be read: remove them to begin anew.")
+    return None, None
+
+
+def newest_step(folder: Path | str) -> int | None:
+    """The optimizer step of the newest checkpoint, read without its tensors."""
+    for path in checkpoints(folder):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        except Exception:  # whatever is wrong with it, it is not the newest one that can be read
+            continue
+    return None
+
+
+def finished(folder: Path | str) -> bool:
+    """Whether a run has been trained and evaluated to its end."""
+    known = status.read(folder)
+    return known is None or known.state == "finished"
 
 
 def build(config: dict[str, Any], **extra: Any) -> Any:

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from triptych import disk
 from triptych.scalars import AXIS, read_csv
 
 __all__ = ["AXIS", "MetricsCSV", "connect", "finish", "how_to_look", "log_picture", "log_scalars", "read_csv"]
@@ -86,13 +87,10 @@ class MetricsCSV(Logger):
         text = self.path.read_text() if self.path.exists() else ""
         whole = text[: text.rfind("\n") + 1].splitlines()  # a crash may have left half a line
         rows = [r for r in csv.DictReader(whole) if up_to is None or int(float(r["step"])) <= up_to]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="") as file:
+        with disk.replacing(self.path, newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self.path)
         self._columns = columns
 
 

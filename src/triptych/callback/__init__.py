@@ -8,4 +8,5 @@ from triptych.callback.monitor import Monitor as Monitor
 from triptych.callback.power_ema import PowerEMA as PowerEMA
 from triptych.callback.progress import ProgressBar as ProgressBar
 from triptych.callback.samples import Samples as Samples
+from triptych.callback.status import Status as Status
 from triptych.callback.stop import Stop as Stop

@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, often enough, and always before anything that may fail."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,24 +8,16 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
-from triptych.callback.clock import Every, Steps, agreed
+from triptych import disk
+from triptych.callback.clock import Agreement, Every, Steps
 
 
 class AtomicIO(TorchCheckpointIO):
     """Writes a checkpoint to a temporary file, syncs it to the disk and renames it: a reader never sees half of one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with disk.replacing(path, "wb", durable=True) as file:
+            torch.save(checkpoint, file)
 
 
 class Checkpoint(Callback):
@@ -45,7 +36,7 @@ class Checkpoint(Callback):
         milestone_images: int | None = None,
     ) -> None:
         self.every, self.milestones, self.every_minutes = Every(every_images), Every(milestone_images), every_minutes
-        self.steps = Steps()
+        self.steps, self.agreement = Steps(), Agreement()
         self._saved_at, self._saved_step = time.monotonic(), -1
 
     @staticmethod
@@ -55,6 +46,7 @@ class Checkpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.steps.start(trainer)
+        self.agreement.start(trainer)
         self.every.start(trainer)
         self.milestones.start(trainer)
         self._saved_at = time.monotonic()
@@ -62,13 +54,15 @@ class Checkpoint(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not self.steps.advanced(trainer):
             return
-        late = self.every_minutes is not None and agreed(
+        late = self.every_minutes is not None and self.agreement(
             trainer, time.monotonic() - self._saved_at > 60 * self.every_minutes
         )
         if self.milestones.due(trainer):
             self.save(trainer, f"step={trainer.global_step}.ckpt")
-        if self.every.due(trainer) or late:
+            self.milestones.done(trainer)
+        if (self.every.due(trainer) or late) and trainer.global_step != trainer.max_steps:
             self.save(trainer)
+            self.every.done(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._saved_step != trainer.global_step:

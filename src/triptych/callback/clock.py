@@ -1,11 +1,17 @@
 """Training time is counted in images: what every callback asks of the Trainer."""
 
+import time
+from typing import Any
+
+import torch
 from lightning import Trainer
 
 
 def images_seen(trainer: Trainer) -> int:
     """Images the network has been trained on, over all processes and accumulated micro-batches (T-D1, T-E3)."""
-    return trainer.global_step * trainer.datamodule.global_batch_size  # pyright: ignore[reportAttributeAccessIssue]
+    dataset: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    position = getattr(dataset, "position", None)  # knows of a resumed run's earlier batch size
+    return position() if position else trainer.global_step * dataset.global_batch_size
 
 
 def rehearsed(trainer: Trainer) -> bool:
@@ -13,14 +19,33 @@ def rehearsed(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-AGREE_EVERY = 10  # optimizer steps between two agreements of several processes, which wait for the device
+class Agreement:
+    """Whether any process wishes it: the same answer on all.
 
+    Several processes ask each other every few seconds only, since that waits for the device; in how many steps they
+    ask again they agree upon as well, from the slowest one's pace.
+    """
 
-def agreed(trainer: Trainer, wish: bool) -> bool:
-    """Whether any process wishes it: the same answer on all; of several processes, at some steps only."""
-    if trainer.world_size == 1:
-        return wish
-    return trainer.global_step % AGREE_EVERY == 0 and trainer.strategy.reduce_boolean_decision(wish, all=False)
+    seconds = 2.0
+    most = 200  # steps
+
+    def start(self, trainer: Trainer) -> None:
+        self._next = self._step = trainer.global_step
+        self._time = time.monotonic()
+
+    def __call__(self, trainer: Trainer, wish: bool, now: bool = False) -> bool:
+        """Called on every process at the same steps. now: ask in any case."""
+        if trainer.world_size == 1:
+            return wish
+        step = trainer.global_step
+        if not now and step < self._next:
+            return False
+        pace = (time.monotonic() - self._time) / max(1, step - self._step) if hasattr(self, "_time") else 0.0
+        wishes = torch.tensor([float(wish), pace], device=trainer.strategy.root_device)
+        any_wish, slowest = trainer.strategy.reduce(wishes, reduce_op="max").tolist()
+        self._next = step + int(min(self.most, max(1.0, self.seconds / max(slowest, 1e-9))))
+        self._step, self._time = step, time.monotonic()
+        return bool(any_wish)
 
 
 class Steps:
@@ -38,21 +63,24 @@ class Steps:
 
 
 class Every:
-    """Is due whenever a multiple of `images` has been passed; never if `images` is None."""
+    """Is due when a multiple of `images` has been passed since it was done last; never if `images` is None.
+
+    What was due when a run was stopped, and not done, is due when it goes on: the last time is kept in the checkpoint.
+    """
 
     def __init__(self, images: int | None) -> None:
         if images is not None and images < 1:
             raise ValueError(f"An interval in images must be at least 1, or null for never, got {images}.")
         self.images = images
-        self._last = 0
+        self.last: int | None = None  # images seen when it was done
 
     def start(self, trainer: Trainer) -> None:
-        """Called when training starts or goes on: what lies behind is not due."""
-        self._last = images_seen(trainer) // self.images if self.images else 0
+        """Called when training starts or goes on: without knowledge of the past, what lies behind is not due."""
+        if self.last is None:
+            self.last = images_seen(trainer)
 
     def due(self, trainer: Trainer) -> bool:
-        if self.images is None:
-            return False
-        now = images_seen(trainer) // self.images
-        passed, self._last = now > self._last, now
-        return passed
+        return self.images is not None and images_seen(trainer) // self.images > (self.last or 0) // self.images
+
+    def done(self, trainer: Trainer) -> None:
+        self.last = images_seen(trainer)

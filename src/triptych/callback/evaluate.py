@@ -8,7 +8,7 @@ from torchmetrics import Metric
 from triptych.callback.clock import Every, rehearsed
 from triptych.callback.ema import averaged
 from triptych.callback.results import report
-from triptych.callback.stop import stopping
+from triptych.callback.stop import interruptible, stopping
 from triptych.evaluation import Evaluator
 from triptych.generate import Job, Progress
 from triptych.record import Record
@@ -77,10 +77,19 @@ class Evaluate(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.every.start(trainer)
+        self.on_train_batch_end(trainer, pl_module)  # what was due when a run was stopped
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.every.due(trainer) and trainer.global_step != trainer.max_steps and not stopping(trainer):
-            self.measure(trainer, pl_module, final=False)
+            with interruptible(trainer):
+                self.measure(trainer, pl_module, final=False)
+                self.every.done(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.every.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.every.last = state_dict["last"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.num_samples and not stopping(trainer) and not rehearsed(trainer):

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from triptych.callback.clock import Every, images_seen, rehearsed
 from triptych.callback.ema import averaged
-from triptych.callback.stop import stopping
+from triptych.callback.stop import interruptible, stopping
 from triptych.generate import Job, evaluating, storable
 from triptych.image import filmstrip, picture, save
 from triptych.sampler import Sampler
@@ -64,10 +64,19 @@ class Samples(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.every.start(trainer)
+        self.on_train_batch_end(trainer, pl_module)  # what was due when a run was stopped
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.every.due(trainer) and trainer.global_step != trainer.max_steps and not stopping(trainer):
-            self.look(trainer, pl_module)
+            with interruptible(trainer):
+                self.look(trainer, pl_module)
+                self.every.done(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.every.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.every.last = state_dict["last"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not stopping(trainer) and not rehearsed(trainer):

@@ -1,58 +1,85 @@
 """Being asked to stop: finish the step, save, and leave so that the run can go on."""
 
-import signal
-from types import FrameType
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from triptych.callback.clock import Steps, agreed
-
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+from triptych.callback.clock import Agreement, Steps
+from triptych.signals import Asked, Interrupted
 
 
 class Stop(Callback):
-    """Turns the first SIGINT or SIGTERM into a graceful stop after the current step; a second one acts at once."""
+    """Ends training after the current step when this process, or another of the run, is asked to.
+
+    It must come first in the list of callbacks. Lightning's own handlers, which communicate inside of a signal handler,
+    and its question to rank 0 at every step are switched off.
+
+    Attributes:
+        asked: who hears the signals.
+        stopping: all processes know that the run is to stop.
+    """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self.steps = Steps()
-        self._previous: dict[signal.Signals, Any] = {}
+        self.asked = Asked()
+        self.stopping = False
+        self.steps, self.agreement = Steps(), Agreement()
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.steps.start(trainer)
-        for number in EXIT_CODES:
-            self._previous[number] = signal.signal(number, self._receive)
+        self.agreement.start(trainer)
+        self.asked.deferring = True
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.stopping:  # everything that belongs to the last step is done
+            trainer.should_stop = True
+            raise StopIteration
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if not self.steps.advanced(trainer):
-            return
-        if agreed(trainer, self.received is not None):
-            self.received = self.received or signal.SIGTERM
-            trainer.should_stop = True
+        if self.steps.advanced(trainer) and self.agreement(trainer, self.asked.received is not None):
+            self.stopping = True
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if stopping(trainer):
+            raise StopIteration  # ends the validation, which is made up for when the run goes on
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
+        self.stopping = self.agreement(trainer, self.stopping or self.asked.received is not None, now=True)
+        self.asked.deferring = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
+        self.asked.deferring = False
 
-    @property
-    def exit_code(self) -> int:
-        """0 if nobody asked for a stop."""
-        return EXIT_CODES[self.received] if self.received else 0
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        print(f"\n{self.received.name}: finishing this step, then saving …", flush=True)
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+def stop_of(trainer: Trainer) -> Stop | None:
+    return next((c for c in trainer.callbacks if isinstance(c, Stop)), None)  # pyright: ignore
 
 
 def stopping(trainer: Trainer) -> bool:
-    """Whether the run is being stopped from outside, so that nothing long should begin."""
-    return any(isinstance(c, Stop) and c.received is not None for c in trainer.callbacks)  # pyright: ignore
+    """Whether the run is being stopped, so that nothing long should begin; the same answer on every process."""
+    stop = stop_of(trainer)
+    alone = trainer.world_size == 1
+    return stop is not None and (stop.stopping or (alone and stop.asked.received is not None))
+
+
+@contextlib.contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """Something long beside training, which a signal ends at once; of several processes, which would lose each other,
+    each finishes its share."""
+    stop = stop_of(trainer)
+    if stop is None or not stop.asked.deferring or trainer.world_size > 1:
+        yield
+        return
+    stop.asked.deferring = False
+    try:
+        yield
+    except Interrupted:
+        print(f"\n{stop.asked.received.name}: saving …", flush=True)  # pyright: ignore[reportOptionalMemberAccess]
+        stop.stopping = True
+    finally:
+        stop.asked.deferring = True

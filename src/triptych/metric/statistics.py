@@ -1,8 +1,6 @@
 """Mean and covariance of features: summed in float64, merged by adding, kept as npz."""
 
 # pyright: reportAttributeAccessIssue=false
-import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +8,8 @@ import numpy as np
 import torch
 from scipy.linalg.blas import dsyrk
 from torch import Tensor
+
+from triptych import disk
 
 
 class Statistics(NamedTuple):
@@ -55,9 +55,7 @@ class Statistics(NamedTuple):
 
         Two processes may write the same file at once: each writes its own and renames it.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+        with disk.replacing(path, "wb") as file:
             np.savez(
                 file,
                 mu=self.mean.cpu().numpy(),
@@ -65,8 +63,6 @@ class Statistics(NamedTuple):
                 n=np.int64(self.n),
                 extractor=np.str_(self.extractor),
             )
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":

@@ -1,0 +1,45 @@
+"""Telling on disk how far a run is, for whoever looks at its folder: a report, a launcher, a person."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from triptych.callback.clock import images_seen
+from triptych.status import Reporter
+
+
+class Status(Callback):
+    """Writes `status.json` of rank 0: when a phase begins, and every few seconds while training."""
+
+    def __init__(self) -> None:
+        self.reporter: Reporter | None = None
+
+    def start(self, folder: Path, max_steps: int) -> None:
+        """Called on rank 0, before anything long."""
+        self.reporter = Reporter(folder, max_steps)
+        self.reporter.write()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._update(trainer, "training")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._update(trainer, "training")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._update(trainer, "evaluating")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._update(trainer, "evaluating")
+
+    @property
+    def phase(self) -> str:
+        return self.reporter.status.phase if self.reporter else ""
+
+    def end(self, state: str, reason: str, exit_code: int) -> None:
+        if self.reporter is not None:
+            self.reporter.end(state, reason, exit_code)
+
+    def _update(self, trainer: Trainer, phase: str) -> None:
+        if self.reporter is not None:
+            self.reporter.update(trainer.global_step, images_seen(trainer), phase)

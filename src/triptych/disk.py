@@ -1,0 +1,94 @@
+"""Files that are there whole or not at all, and what a run does when the disk says no."""
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.tmp")
+_said: set[str] = set()
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str, mode: str = "w", durable: bool = False, **options: Any) -> Iterator[IO[Any]]:
+    """A new file that takes `path`'s place when the block ends, and leaves nothing behind if the block fails.
+
+    A reader sees the old file or the new one, never half of one; two writers never share a temporary file.
+
+    Args:
+        mode, options: as of `open`.
+        durable: survive a power failure: the file is on the disk before the rename, the rename before the return.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    try:
+        with temporary.open(mode, **options) as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    if durable:
+        sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Makes renames in a folder survive a power failure, where the file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_stale(*folders: Path) -> list[Path]:
+    """Removes the temporary files that killed processes of this machine have left; returns them."""
+    removed = []
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            owner = TEMPORARY.fullmatch(path.name)
+            if owner and owner["host"] == _host() and not alive(int(owner["pid"])):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    removed.append(path)
+    return removed
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine is running."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def forgiving(what: str) -> Iterator[None]:
+    """What cannot be written is said once, and training goes on: a full disk, a read-only folder, a lost mount.
+
+    Args:
+        what: "metrics.csv cannot be written", the sentence's beginning.
+    """
+    try:
+        yield
+    except OSError as error:
+        if what not in _said:
+            _said.add(what)
+            print(f"{what} ({error.strerror or error}); the run goes on.", flush=True)
+    else:
+        _said.discard(what)
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0] or "localhost"

@@ -1,0 +1,182 @@
+"""The main job: everything is built, and refused if it cannot work; then it is trained, saved and measured.
+
+Whatever happens on the way is said in a sentence, written to the run's status.json, and told by the exit code.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from triptych import cli, disk, run, tracking
+from triptych.callback import Checkpoint, Evaluate, Samples, Status, Stop
+from triptych.callback.clock import images_seen
+from triptych.dataset import per_device_batch_size
+from triptych.formulation import Formulation
+from triptych.noise import seed_of
+from triptych.record import code_version
+from triptych.signals import Asked, Interrupted
+
+FAILED = 1  # exit code, beside those of cli and signals
+
+
+@dataclass
+class Job:
+    """What the config builds."""
+
+    folder: Path
+    dataset: Any
+    formulation: Formulation
+    callbacks: list[Callback]
+    status: Status
+    trainer: Trainer
+
+    @classmethod
+    def of(cls, config: DictConfig, folder: Path, asked: Asked) -> "Job":
+        torch.manual_seed(seed_of("initialisation", config.seed))
+        dataset = instantiate(config.dataset)
+        formulation = instantiate(config.formulation)
+        callbacks = [instantiate(c) for c in config.callback.values() if c is not None]
+        for callback in callbacks:
+            if isinstance(callback, (Samples, Evaluate)):
+                callback.check(formulation, dataset)
+            if isinstance(callback, Stop):
+                callback.asked = asked
+        formulation.configure_optimizers()
+        status = Status()
+        trainer = instantiate(
+            config.trainer,
+            callbacks=[*callbacks, status],
+            logger=False,
+            plugins=[Checkpoint.io()],
+            default_root_dir=folder,
+        )
+        return cls(folder, dataset, formulation, callbacks, status, trainer)
+
+    def callback(self, kind: type) -> Any:
+        """The callback of a class, or None."""
+        return next((c for c in self.callbacks if isinstance(c, kind)), None)
+
+    def split(self) -> str:
+        """How the global batch comes about, in words; a ValueError if it cannot be split."""
+        trainer, batch = self.trainer, self.dataset.global_batch_size
+        accumulate = trainer.accumulate_grad_batches
+        each = per_device_batch_size(batch, trainer.world_size, accumulate)
+        nodes = f" on {trainer.num_nodes} nodes" if trainer.num_nodes > 1 else ""
+        return f"{batch} images a step = {trainer.world_size} processes{nodes} x {accumulate} accumulated x {each}"
+
+
+def train(config: DictConfig, asked: Asked) -> None:
+    """Called in `signals.listening`."""
+    cli.quiet()
+    began = time.monotonic()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with cli.refusals():
+        plain = run.plain(config)
+        plain["choices"] = cli.choices()
+        job = Job.of(config, folder, asked)
+        split = job.split()
+        if not config.resume and job.trainer.is_global_zero:
+            run.refuse_used(folder)
+        last, resumed = run.newest(folder) if config.resume else (None, None)
+        if resumed is not None:
+            _refuse_finished(job, resumed["global_step"], config.resume == "auto")
+        job.dataset.prepare_data()
+
+    stored = run.read_config(folder) if (folder / "config.yaml").exists() else {}
+    plain["run_id"] = stored.get("run_id") or cli.run_id()
+    job.formulation.hparams.update(plain)  # into the checkpoint
+    where, main = os.path.relpath(folder), job.trainer.is_global_zero
+    if main:
+        disk.remove_stale(folder, folder / "checkpoints")
+        run.write_config(folder, plain, list(HydraConfig.get().overrides.task))
+        job.status.start(folder, job.trainer.max_steps)
+        print(f"{split}; in {where}" + (f", from step {resumed['global_step']}" if resumed else ""), flush=True)
+    loggers = _loggers(config, plain, folder, resumed["global_step"] if resumed else 0)
+    wandb = next((logger for logger in loggers if not isinstance(logger, tracking.MetricsCSV)), None)
+    look = tracking.how_to_look(wandb, folder) if main else ""  # pyright: ignore[reportArgumentType]
+    if config.compile:
+        job.formulation.model.compile()
+    job.trainer.loggers = loggers
+    try:
+        job.trainer.fit(job.formulation, datamodule=job.dataset, ckpt_path=last, weights_only=True)
+    except Interrupted:
+        _leave(job, asked.exit_code, _interrupted(job, where))
+    except BaseException as error:
+        job.status.end("failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
+        raise
+    else:
+        stop = job.callback(Stop)
+        if stop is not None and stop.stopping:
+            code = stop.asked.exit_code or 143  # another process was asked
+            reason = f"Stopped at step {job.trainer.global_step}; saved. To go on:  python train.py resume={where}"
+            _leave(job, code, reason)
+        job.status.end("finished", "", 0)
+    finally:
+        tracking.finish(wandb)  # pyright: ignore[reportArgumentType]
+    if not main:
+        return
+    print(f"\nTrained {images_seen(job.trainer):,} images in {time.monotonic() - began:.0f} s, evaluation included.")
+    print(f"  run       {where}")
+    for callback in job.callbacks:
+        for line in getattr(callback, "summary", lambda: [])():
+            print(f"  {line}")
+    print(f"  W&B       {look}")
+    print("Next:")
+    print(f"  python sample.py run={where} num_samples=100 out=samples/first")
+    print(f"  python evaluate.py run={where} sampler=ddim sampler.steps=20")
+    print(f"  python train.py resume={where} trainer.max_steps={2 * job.trainer.global_step}")
+
+
+def _refuse_finished(job: Job, step: int, auto: bool) -> None:
+    """A run that has all its steps is not trained again; its evaluation is made up for if it was interrupted."""
+    most, folder = job.trainer.max_steps, os.path.relpath(job.folder)
+    unfinished = step == most and not run.finished(job.folder)
+    if most < 0 or step < most or unfinished:
+        return
+    reason = (
+        f"Nothing is left to train: {folder} is at step {step}, and trainer.max_steps={most}. "
+        f"To train longer:  python train.py resume={folder} trainer.max_steps={2 * step}"
+    )
+    if auto:  # a resubmission
+        print(reason)
+        raise SystemExit(0)
+    raise ValueError(reason)
+
+
+def _loggers(config: DictConfig, plain: dict[str, Any], folder: Path, step: int) -> list[Logger]:
+    metrics = tracking.MetricsCSV(folder / "metrics.csv")
+    metrics.cut(step)
+    if not config.logger:
+        return [metrics]
+    described = {**plain, "code": code_version()}
+    wandb = tracking.connect(run.plain(config.logger), folder, plain["run_id"], described)
+    return [metrics] if wandb is None else [metrics, wandb]
+
+
+def _interrupted(job: Job, where: str) -> str:
+    """What was lost and how to go on, when a signal did not wait for a step to end."""
+    if job.status.phase == "evaluating":
+        return (
+            f"Interrupted in the final evaluation; the training is complete and saved, at step "
+            f"{job.trainer.global_step}. To evaluate:  python train.py resume={where}"
+        )
+    saved = run.newest_step(job.folder)
+    if saved is None:
+        return "Interrupted before the first checkpoint: nothing was saved."
+    return f"Interrupted; the newest checkpoint is of step {saved}. To go on:  python train.py resume={where}"
+
+
+def _leave(job: Job, code: int, reason: str) -> None:
+    job.status.end("interrupted", reason.partition(" To ")[0], code)
+    if job.trainer.is_global_zero:
+        print(f"\n{reason}", flush=True)
+    raise SystemExit(code)
