@@ -1,12 +1,16 @@
 """The plumbing that every formulation shares: what training draws, how it is weighted, warmed up and dropped."""
 
+import functools
 import types
 
+import lightning
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from networks import ROWS
 from oracles import two_modes
 from torch import nn
+from torch.utils.data import DataLoader
 
 from triptych.formulation import DDPM, EDM, NCSN, FlowMatching, ScoreSDE
 from triptych.formulation.tally import Tally
@@ -85,6 +89,50 @@ def test_micro_batches_of_one_step_differ():
     assert first != second
     formulation.on_train_start()
     assert [formulation.training_step((X_0, None), i).item() for i in range(2)] == [first, second]
+
+
+@pytest.mark.parametrize(("reduction", "factor"), [("mean", 1), ("sum", 2), ("half_sum", 1)])
+def test_the_reduction_scales_what_is_differentiated_not_what_is_logged(reduction, factor):
+    """T-K15: D = 2 here. Clipping at a norm of 1 means something else for a sum."""
+
+    def step(**options):
+        formulation = placed(ddpm(**options))
+        formulation.on_train_start()
+        return formulation.training_step((X_0, None), 0).item(), formulation.train_losses.read()[""]
+
+    (found, logged), (mean, mean_logged) = step(reduction=reduction), step()
+    assert found == pytest.approx(factor * mean) and logged == mean_logged
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_gradients_are_clipped_at_their_norm_in_every_precision_with_fused_and_plain_optimizers(precision, tmp_path):
+    """Lightning refuses to clip for fused optimizers in mixed precision; in float16 they are to be unscaled first."""
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if precision == "16-mixed" else None
+    after = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        sgd = functools.partial(torch.optim.SGD, lr=1.0, fused=fused)
+        formulation = ddpm(optimizer=sgd)
+        trainer = lightning.Trainer(
+            max_steps=1,
+            accelerator="cpu",
+            plugins=[] if precision == "32-true" else [MixedPrecision(precision, "cpu", scaler)],
+            gradient_clip_val=0.25,
+            limit_val_batches=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            default_root_dir=tmp_path,
+        )
+        before = formulation.model.weight.detach().clone()
+        trainer.fit(formulation, DataLoader([0], collate_fn=lambda _: (100 * X_0, None)))
+        moved = formulation.model.weight.detach() - before
+        assert moved.norm() == pytest.approx(0.25, rel=1e-3)
+        after.append(moved)
+    torch.testing.assert_close(*after)
 
 
 def test_the_weight_of_a_time_counts():

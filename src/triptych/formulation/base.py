@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 
 from triptych.denoiser import Cond, expand
@@ -19,6 +21,7 @@ from triptych.noise import Noise, Step, from_generator
 from triptych.schedule import Schedule
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+REDUCTIONS = {"mean": 0.0, "sum": 1.0, "half_sum": 0.5}  # times the number of dimensions, if not 0
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, fill [0, 1) evenly
 
 
@@ -29,6 +32,7 @@ class Plumbing(TypedDict, total=False):
     optimizer: OptimizerFactory | None
     warmup_steps: int
     label_dropout: float
+    reduction: str
     seed: int
 
 
@@ -42,6 +46,8 @@ class Formulation(LightningModule, ABC):
         optimizer: parameters -> optimizer; needed for training only.
         warmup_steps: optimizer steps over which the learning rate rises linearly from 0.
         label_dropout: share of labels replaced by the null label -1 in training, for classifier-free guidance.
+        reduction: of the squared error over an image's dimensions, before gradients are clipped: "mean"; "sum" or
+            "half_sum", D or D / 2 times as much, as some papers' code clips it (T-K15). Losses are logged as means.
         seed: of all random numbers of training.
 
     Attributes:
@@ -65,6 +71,7 @@ class Formulation(LightningModule, ABC):
         optimizer: OptimizerFactory | None = None,
         warmup_steps: int = 0,
         label_dropout: float = 0.0,
+        reduction: str = "mean",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -78,6 +85,8 @@ class Formulation(LightningModule, ABC):
             raise ValueError(f"warmup_steps must be 0 or more, got {warmup_steps}.")
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout must be between 0 and 1, got {label_dropout}.")
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}.")
         self._check_model(model)
         self.model = model
         self.schedule = schedule
@@ -85,11 +94,12 @@ class Formulation(LightningModule, ABC):
         self.make_optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.label_dropout = label_dropout
+        self.reduction = reduction
         self.seed = seed
         self.train_losses, self.validation_losses, self.validation_errors = Tally(), Tally(), Tally()
         self._step = (-1, 0)
         if getattr(model, "noise_range", 0) is None:
-            model.noise_range = self.noise_range  # pyright: ignore[reportAttributeAccessIssue]
+            model.noise_range = self.noise_range  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
 
     # The paper.
 
@@ -126,7 +136,8 @@ class Formulation(LightningModule, ABC):
         loss = self.loss(x_0, t, cond, from_generator(step.local("noise")))
         self.times.update(self.schedule, t, loss.detach())
         self.train_losses.add(loss, self.schedule.log_snr(t), weight)
-        return (weight * loss).mean()
+        factor = REDUCTIONS[self.reduction] * x_0[0].numel() or 1.0
+        return factor * (weight * loss).mean()
 
     def validation_step(self, batch: tuple[Tensor, Cond], batch_idx: int) -> None:
         """The loss, and the error of eps, which is the same quantity in every formulation, at times spread evenly."""
@@ -151,6 +162,23 @@ class Formulation(LightningModule, ABC):
             optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Lightning's, but for fused optimizers in mixed precision, which it refuses: their gradients are unscaled first."""
+        plugin = self.trainer.precision_plugin
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if not gradient_clip_val or not fused or not isinstance(plugin, MixedPrecision):
+            return super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if plugin.scaler is not None:  # 16-mixed; bf16 is not scaled
+            plugin.scaler.unscale_(optimizer)  # the optimizer's step then knows that it need not
+        Precision.clip_gradients(
+            plugin, optimizer, gradient_clip_val, GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+        )
 
     def _next_step(self) -> Step:
         """(optimizer step, micro-batch within it) of this call: resumed training counts on where it stopped."""
