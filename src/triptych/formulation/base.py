@@ -169,7 +169,7 @@ class Formulation(LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's, but for fused optimizers in mixed precision, which it refuses: their gradients are unscaled first."""
+        """Lightning's, and for fused optimizers in mixed precision, too: their gradients are unscaled first."""
         plugin = self.trainer.precision_plugin
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         if not gradient_clip_val or not fused or not isinstance(plugin, MixedPrecision):
