@@ -15,8 +15,9 @@ def sample(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from triptych import run
+    from triptych.dataset.given import given
     from triptych.generate import Job, Progress, devices, storable
-    from triptych.image import enlarge, filmstrip, grid, picture, save, save_animation
+    from triptych.image import enlarge, filmstrip, from_uint8, grid, picture, save, save_animation
     from triptych.record import code_version, describe_sampler, write_json
 
     cli.quiet()
@@ -30,6 +31,10 @@ def sample(config: DictConfig) -> None:
         stored = run.read_config(config.run, checkpoint)
         formulation = run.restore(checkpoint, config.run, weights)
         dataset = run.build(stored["dataset"])
+        init = None
+        if config.init is not None:
+            init = torch.from_numpy(given(config.init, dataset.shape))
+            init = from_uint8(init) if init.dtype == torch.uint8 else init
         guidance = OmegaConf.select(config, "guidance")
         denoiser = instantiate(guidance, formulation) if guidance else formulation
         job = Job(
@@ -42,6 +47,7 @@ def sample(config: DictConfig) -> None:
             block=config.batch_size,
             labels=run.plain(config)["labels"],
             num_classes=dataset.num_classes if dataset.conditional else 0,
+            init=init,
         )
         fabric = devices(config.trainer)
         out = run.new_folder(config.out, "results") if fabric.local_rank == 0 else None
@@ -76,6 +82,7 @@ def sample(config: DictConfig) -> None:
         "sampler": describe_sampler(sampler),
         "guidance": run.plain(guidance) if guidance else None,
         "labels": job.labels,
+        "init": None if init is None else {"path": str(config.init), "num_images": len(init)},
         "nfe": job.nfe,
         "images_per_second": job.images_per_second,
         "weights": run.weights_profile(checkpoint, weights, config.run),

@@ -1,17 +1,19 @@
 """Bad input gets one sentence, an exit code, and leaves nothing behind; help answers without importing torch."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 from scripts import ROOT, TINY, call, shell
 
-from triptych import cli, run
+from triptych import cli, image, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning says in passing; ours are errors elsewhere
 
@@ -158,6 +160,9 @@ SAMPLED = {
     "seed=abc": ["seed must be a whole number", "abc"],
     "first=-5": ["first", "at least 0", "got -5"],
     "guidance=classifier_free": ["guides towards a label", "trained without", "dataset.conditional=true"],
+    "sampler.grid=[0,1]": ["A list of times must fall strictly", "[0, 1]"],
+    "sampler.t_start=0.5": ["begins with given images", "init="],
+    "init=nowhere.png": ["nothing at nowhere.png", "a folder of pictures"],
 }
 
 
@@ -166,6 +171,30 @@ def test_what_sample_refuses(arguments, saved, nowhere):
     done = call("sample.py", f"run={saved[0]}", "out=out", *arguments.split(), cwd=nowhere)
     refused(done, *SAMPLED[arguments])
     assert not list(nowhere.iterdir())
+
+
+def test_begun_with_images(saved, nowhere):
+    """SDEdit from a picture of another size, from a folder of two, from sample.py's own archive; not from others."""
+    for name, side in {"one.png": 20, "two.png": 8}.items():
+        image.save(torch.full((3, side, side), 200, dtype=torch.uint8), nowhere / "in" / name)
+
+    def draw(init, out, *more):
+        arguments = (f"run={saved[0]}", f"init={init}", f"out={out}", "num_samples=3", "trainer=cpu", "sampler=ddim")
+        return call("sample.py", *arguments, "sampler.steps=2", *more, cwd=nowhere)
+
+    for init, n in {"in/one.png": 1, "in": 2, "1/samples.npz": 3}.items():
+        done = draw(init, f"{n}", "sampler.t_start=0.01")
+        assert done.code == 0, done
+        record = json.loads((nowhere / str(n) / "record.json").read_text())
+        assert record["init"] == {"path": init, "num_images": n} and record["sampler"]["t_start"] == 0.01
+        drawn = np.load(nowhere / str(n) / "samples.npz")["arr_0"]
+        assert drawn.shape == (3, 8, 8, 1) and drawn.mean() > 150  # still bright
+    np.savez(nowhere / "large.npz", np.zeros((2, 9, 9, 1), dtype=np.uint8))
+    refused(draw("large.npz", "out", "sampler.t_start=0.5"), "uint8 2 x 9 x 9 x 1", "uint8 N x 1 x 8 x 8")
+    (nowhere / "broken.png").write_bytes(b"no picture")
+    refused(draw("broken.png", "out", "sampler.t_start=0.5"), "no picture that can be read")
+    refused(draw("in", "out"), "nothing is left of the given images", "sampler.t_start=0.5")
+    assert not (nowhere / "out").exists()
 
 
 EVALUATED = {

@@ -104,6 +104,8 @@ def test_labels_are_a_function_of_the_index():
         ({"labels": 3}, "trained without them"),
         ({"labels": 10, "num_classes": 10}, "labels must be 0 to 9"),
         ({"labels": "some", "num_classes": 10}, "labels must be 0 to 9"),
+        ({"sampler": DDIM(steps=2, t_start=0.5)}, "begins with given images"),
+        ({"init": torch.zeros(1, 2)}, "nothing is left of the given images"),
     ],
 )
 def test_a_job_that_cannot_work_is_refused(arguments, sentence):
@@ -115,6 +117,26 @@ def test_images_are_kept_as_bytes_and_points_as_they_are():
     assert storable(torch.zeros(2, 1, 4, 4)).dtype == torch.uint8
     points = torch.randn(3, 2, dtype=torch.float64)
     assert storable(points).dtype == torch.float32 and torch.equal(storable(points), points.float())
+
+
+def test_sample_i_begins_with_image_i_modulo_their_number():
+    x_0 = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    sampler = DDIM(steps=5, t_start=1e-3)  # so early that what comes out is what went in
+    out = Job(IDENTITY, sampler, (2,), 8, init=x_0, block=3, first=1).collect()
+    torch.testing.assert_close(out, x_0[torch.arange(1, 9) % 3], rtol=0, atol=0.1)
+    assert torch.equal(Job(IDENTITY, sampler, (2,), 2, init=x_0, first=5).collect(), out[4:6])  # T-F11
+
+
+class Returns:
+    """A denoiser that believes what it sees."""
+
+    schedule = VP()
+
+    def __call__(self, x_t, t, cond=None):
+        return x_t / self.schedule.alpha(t)[:, None].to(x_t)
+
+
+IDENTITY = Returns()
 
 
 @pytest.fixture(scope="module")

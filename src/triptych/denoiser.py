@@ -18,7 +18,8 @@ Coefficient = Tensor | float
 class Denoiser(Protocol):
     """E[x_0 | x_t], and the schedule that says what t means. Optional: `levels`, the only times the network knows."""
 
-    schedule: Schedule
+    @property
+    def schedule(self) -> Schedule: ...
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """x_t [B, ...], t [B] -> E[x_0 | x_t], [B, ...]."""

@@ -17,6 +17,7 @@ from triptych.denoiser import Cond, Denoiser
 from triptych.image import to_uint8
 from triptych.noise import SampleNoise, labels
 from triptych.sampler import Sampler
+from triptych.schedule import Schedule
 
 
 class Counted:
@@ -29,7 +30,7 @@ class Counted:
             self.moments = self._moments
 
     @property
-    def schedule(self):  # noqa: ANN201 (the denoiser's)
+    def schedule(self) -> Schedule:
         return self._denoiser.schedule
 
     @property
@@ -57,6 +58,8 @@ class Job:
         block: samples a network call; the last block is smaller.
         labels: one label for all, a list of them that is repeated, "random", or None for unconditional.
         num_classes: needed for random labels.
+        init: images in [-1, 1] to begin with, [n, ...] (SDEdit): sample i begins with number i mod n, at the sampler's
+            t_start; None begins with noise, at t = 1.
         device: where to compute.
     """
 
@@ -69,6 +72,7 @@ class Job:
     block: int = 250
     labels: int | Sequence[int] | str | None = None
     num_classes: int = 0
+    init: Tensor | None = None
     device: torch.device | str = "cpu"
     nfe: int = field(default=0, init=False)
     images_per_second: float = field(default=0.0, init=False)
@@ -80,6 +84,7 @@ class Job:
                 said = {"count": "num_samples", "block": "batch_size"}[name]
                 raise ValueError(f"{said} must be a whole number of at least 1, got {value}.")
         self.sampler.check(self.denoiser)
+        self.sampler.check_start(given=self.init is not None)
         self._check_labels()
 
     def _check_labels(self) -> None:
@@ -133,9 +138,13 @@ class Job:
 
     @torch.no_grad()
     def trajectory(self, indices: range, denoiser: Denoiser | None = None) -> Iterator[Tensor]:
-        """The states of one block: the noise it starts from, then every step, the last one the samples."""
+        """The states of one block: what it starts from, then every step, the last one the samples."""
         noise = SampleNoise(self.seed, indices, self.device)
-        x = self.sampler.start(self.denoiser.schedule, (len(indices), *self.shape), noise)
+        if self.init is None:
+            x = self.sampler.start(self.denoiser.schedule, (len(indices), *self.shape), noise)
+        else:
+            x_0 = self.init[torch.tensor(indices) % len(self.init)].to(self.device)
+            x = self.sampler.start_from(self.denoiser, x_0, noise)
         yield x
         yield from self.sampler.trajectory(denoiser or self.denoiser, x, self.cond(indices), noise)
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 def folder_of(path: Path | str) -> Path:
     """The run folder of a run folder or of a checkpoint inside one; for a lone checkpoint, the folder it is in."""
-    path = Path(path)
+    path = Path(str(path))  # a folder called 1 is a number to Hydra
     if path.is_dir():
         return path
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
@@ -17,7 +17,7 @@ def folder_of(path: Path | str) -> Path:
 
 def checkpoint_of(path: Path | str) -> Path:
     """The newest whole checkpoint of a run folder, or the file itself; a truncated one is named and skipped."""
-    path = Path(path)
+    path = Path(str(path))
     if not path.exists():
         raise FileNotFoundError(f"There is nothing at {path}: give run=<a run folder or a .ckpt file>.")
     if path.is_file():
@@ -40,7 +40,7 @@ def checkpoints(folder: Path | str) -> list[Path]:
 
 def config_beside(path: Path | str) -> dict | None:
     """The config.yaml of the run that a folder or a checkpoint belongs to, as it was written; None without one."""
-    path = Path(path)
+    path = Path(str(path))
     alone = path.is_file() and path.parent.name != "checkpoints"  # then the folder may be anybody's
     stored = folder_of(path) / "config.yaml"
     return OmegaConf.to_container(OmegaConf.load(stored)) if stored.exists() and not alone else None  # pyright: ignore

@@ -207,7 +207,7 @@ def _snapshots(checkpoint: dict[str, Any], path: Path | str) -> list[posthoc.Sna
 
 def new_folder(path: Path | str, what: str) -> Path:
     """A folder for results, created; refuses one that already holds something."""
-    path = Path(path)
+    path = Path(str(path))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} already holds {what}: choose another out=…, or remove it first.")
     path.mkdir(parents=True, exist_ok=True)

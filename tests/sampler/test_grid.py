@@ -4,7 +4,16 @@ import pytest
 import torch
 from oracles import two_modes
 
-from triptych.sampler import DDIM, grid
+from triptych.sampler import (
+    DDIM,
+    AnnealedLangevin,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    ProbabilityFlow,
+    ReverseDiffusion,
+    grid,
+)
 from triptych.sampler.base import snap
 from triptych.schedule import EDM, VE, VP, Cosine, Geometric, LinearBeta, QuadraticBeta, Rectified, SubVP
 
@@ -71,13 +80,29 @@ def test_levels_are_native():
 
 def test_a_list_of_times_is_a_grid():
     denoiser = two_modes(VP())
-    DDIM(steps=1, grid=[1.0, 0.4, 0.1, 0.0])(denoiser, torch.zeros(2, 2))
+    sampler = DDIM(steps=50, grid=[1.0, 0.4, 0.1, 0.0])
+    sampler(denoiser, torch.zeros(2, 2))
     assert [float(t[0]) for t in denoiser.times] == pytest.approx([1.0, 0.4, 0.1])
-    for bad in ([1.0], [0.5, 0.5], [0.1, 1.0], [1.0, -0.1]):
+    assert (sampler.steps, sampler.t_start) == (3, 1.0)  # the list says both, and a record says what was done
+    assert DDIM(steps=1, grid=[0.5, 0.1, 0.0]).t_start == 0.5
+    assert ProbabilityFlow(grid=[1.0, 0.4, 0.0]).method == "heun"
+    assert AnnealedLangevin(grid=[1.0, 0.4, 0.0]).steps == 3  # levels: here every time is visited
+    for bad in ([1.0], [0.5, 0.5], [0.1, 1.0], [0, 1], [1.0, -0.1], [1.5, 0.0], [1.0, "a", 0.0], [True, False]):
         with pytest.raises(ValueError, match="fall strictly"):
-            DDIM(steps=1, grid=bad)(denoiser, torch.zeros(2, 2))
+            DDIM(steps=1, grid=bad)
+    with pytest.raises(ValueError, match=r"starts at 1, but t_start=0.5"):
+        DDIM(steps=3, grid=[1.0, 0.0], t_start=0.5)
     with pytest.raises(ValueError, match="choose log_snr, karras"):
         DDIM(steps=1, grid="linear")
+
+
+@pytest.mark.parametrize("schedule", [VP(), Rectified(), EDM()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sampler", [EulerMaruyama, ReverseDiffusion, PredictorCorrector, Heun])
+def test_a_list_from_1_to_0_stays_where_a_sampler_works(sampler, schedule):
+    """f and g^2 are infinite at an end of some schedules (T-K12): the list then ends at t_max and t_min."""
+    x = schedule.prior_std * torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    y = sampler(steps=4, grid=[1.0, 0.7, 0.4, 0.1, 0.0])(two_modes(schedule), x)
+    assert y.isfinite().all()
 
 
 def test_a_network_of_levels_is_only_asked_at_its_levels():

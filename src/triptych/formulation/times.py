@@ -166,7 +166,7 @@ class LogitNormal(TimeSampler):
 
     def forward(self, schedule: Schedule, u: Tensor) -> tuple[Tensor, Tensor]:
         t = torch.sigmoid(self.mean + self.std * _normal(u))
-        return t.clamp(schedule.t_min, schedule.t_max), torch.ones_like(u)
+        return t.clamp(max=schedule.t_max), torch.ones_like(u)
 
 
 def _levels(schedule: Schedule, times: TimeSampler) -> Tensor:

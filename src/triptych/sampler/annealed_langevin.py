@@ -39,6 +39,8 @@ class AnnealedLangevin(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.grid, tuple):
+            object.__setattr__(self, "steps", len(self.grid))  # here every time is visited
         if not isinstance(self.steps_per_level, int) or self.steps_per_level < 1:
             raise ValueError(f"AnnealedLangevin: steps_per_level must be at least 1, got {self.steps_per_level}.")
         if self.step_size is not None and not self.step_size > 0:
@@ -61,6 +63,7 @@ class AnnealedLangevin(Sampler):
 
     def start(self, schedule: Schedule, shape: Sequence[int], noise: Noise = torch.randn_like) -> Tensor:
         """U[-1, 1], the paper's U[0, 1] on its images, from the stream's normal numbers. [B, ...]."""
+        self.check_start(given=False)
         return torch.erf(standard_normal(shape, noise) / math.sqrt(2))
 
     def path(self, denoiser: Denoiser) -> Path:

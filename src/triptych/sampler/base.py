@@ -53,11 +53,12 @@ class Sampler(ABC):
     Attributes:
         steps: intervals of the time grid; None where the denoiser's own levels are the grid, or where a tolerance
             chooses the steps. Network calls are counted elsewhere: a step may make several.
-        grid: where the times are, a function of `triptych.sampler.grid`, its name, or a list of times.
+        grid: where the times are, a function of `triptych.sampler.grid`, its name, or a list of times; a list also says
+            how many `steps` there are, and where they start.
         clip: clamp E[x_0 | x_t] to [-clip, clip]; eps is recomputed from the clipped x_0.
         dynamic_threshold: percentile in (0, 1) of |x_0| per sample beyond which it is clamped and rescaled to [-1, 1].
             Saharia et al. 2022. arXiv:2205.11487, Sec. 2.3. Pixels only (T-S16).
-        t_start: the time at which x is given; below 1, sampling is SDEdit (Meng et al. 2021. arXiv:2108.01073).
+        t_start: the time at which x is given; below 1, x comes from images, by `start_from`, and sampling is SDEdit.
         denoise: what becomes of the noise that is left at the end: "mean" returns the mean of the last step without its
             noise, "tweedie" makes one more call and returns E[x_0 | x], "none" leaves it (T-S1).
     """
@@ -71,6 +72,8 @@ class Sampler(ABC):
 
     def __post_init__(self) -> None:
         name = type(self).__name__
+        if not (callable(self.grid) or isinstance(self.grid, str)):
+            self._follow(grids.listed(self.grid))
         if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
             raise ValueError(f"{name}: steps must be a whole number of at least 1, got {self.steps}.")
         if self.clip is not None and not self.clip > 0:
@@ -92,7 +95,30 @@ class Sampler(ABC):
 
     def start(self, schedule: Schedule, shape: Sequence[int], noise: Noise = torch.randn_like) -> Tensor:
         """x at t = 1: prior_std * N(0, I), unless the paper differs. shape is [B, ...] -> float32 [B, ...]."""
+        self.check_start(given=False)
         return schedule.prior_std * standard_normal(shape, noise)
+
+    def start_from(self, denoiser: Denoiser, x_0: Tensor, noise: Noise = torch.randn_like) -> Tensor:
+        """x at the first time of the grid, from given images: alpha x_0 + sigma z. [B, ...] -> [B, ...].
+
+        SDEdit. Meng et al. 2021. arXiv:2108.01073, Sec. 3.
+        """
+        self.check_start(given=True)
+        path = self.path(denoiser)
+        return combine(path.alpha[0], x_0, [path.sigma[0]], [noise(x_0)])
+
+    def check_start(self, given: bool) -> None:
+        """Refuses to begin inside the diffusion without images to begin with, and at its noisy end with images."""
+        if not given and self.t_start < 1:
+            raise ValueError(
+                f"{type(self).__name__}: t_start={self.t_start:g} begins with given images (SDEdit), not with noise: "
+                "sample.py takes them as init=<picture, folder or npz>; or leave t_start at 1."
+            )
+        if given and self.t_start == 1:
+            raise ValueError(
+                f"{type(self).__name__}: at t_start=1 nothing is left of the given images: say from which time below 1 "
+                "to begin, for example sampler.t_start=0.5."
+            )
 
     @abstractmethod
     def trajectory(
@@ -107,6 +133,16 @@ class Sampler(ABC):
             for x in self.trajectory(denoiser, x, cond, noise):  # noqa: B007, B020 (constant memory)
                 pass
         return x
+
+    def _follow(self, times: tuple[float, ...]) -> None:
+        """Takes the number of steps and the start of a list of times."""
+        if self.t_start not in (1.0, times[0]):
+            raise ValueError(
+                f"{type(self).__name__}: the list of times starts at {times[0]:g}, but t_start={self.t_start:g}: "
+                "leave t_start out, the list says it."
+            )
+        for name, value in {"grid": times, "steps": len(times) - 1, "t_start": times[0]}.items():
+            object.__setattr__(self, name, value)
 
     # What the samplers' loops are made of.
 

@@ -7,6 +7,7 @@ infinite point takes the place of the first one, or follows the last one.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -62,11 +63,20 @@ def levels(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0)
 
 
 def explicit(schedule: Schedule, steps: int, start: float = 1.0, end: float = 0.0, *, times: Sequence[float]) -> Tensor:
-    """The given times; they bring their own number of steps, start and end."""
-    grid = torch.tensor([float(t) for t in times], dtype=torch.float64)
-    if len(grid) < 2 or not bool((grid[1:] < grid[:-1]).all()) or grid[-1] < 0:
-        raise ValueError(f"A list of times must fall strictly, from 1 (noise) to 0 (data), got {list(times)}.")
+    """The given times, whose number, start and end the sampler has taken over; no noisier than `start`, nor cleaner
+    than `end`, between which alone it works."""
+    grid = torch.tensor(times, dtype=torch.float64)
+    grid[0], grid[-1] = min(times[0], start), max(times[-1], end)
+    listed(grid.tolist())
     return grid
+
+
+def listed(times: Sequence[float]) -> tuple[float, ...]:
+    """A list of times, as floats; or a ValueError that says what such a list is."""
+    plain = all(isinstance(t, (int, float)) and not isinstance(t, bool) for t in times)
+    if not plain or len(times) < 2 or times[0] > 1 or times[-1] < 0 or any(s >= t for t, s in pairwise(times)):
+        raise ValueError(f"A list of times must fall strictly, from 1 (noise) to 0 (data), got {list(times)}.")
+    return tuple(map(float, times))
 
 
 NAMED: dict[str, Grid] = {g.__name__: g for g in (log_snr, karras, uniform, quadratic, levels)}
@@ -80,7 +90,7 @@ def named(grid: Grid | str | Sequence[float]) -> Grid:
         if grid not in NAMED:
             raise ValueError(f"There is no grid called {grid!r}: choose {', '.join(NAMED)}, or give a list of times.")
         return NAMED[grid]
-    return partial(explicit, times=list(grid))
+    return partial(explicit, times=listed(grid))
 
 
 def _spaced(

@@ -66,6 +66,13 @@ class ProbabilityFlow(Sampler):
                 "know: choose method=euler or heun with a number of steps, or another sampler."
             )
 
+    def path(self, denoiser: Denoiser) -> Path:
+        """The grid; of the adaptive method, its two ends."""
+        if self.steps is not None:
+            return super().path(denoiser)
+        ends = torch.tensor([self.t_start, denoiser.schedule.t_min], dtype=torch.float64)
+        return Path.of(denoiser.schedule, ends)
+
     def trajectory(
         self, denoiser: Denoiser, x: Tensor, cond: Cond = None, noise: Noise = torch.randn_like
     ) -> Iterator[Tensor]:
@@ -120,8 +127,8 @@ class ProbabilityFlow(Sampler):
             alpha_slope, p = (expand(c, y) for c in schedule.slopes(t))
             return p * y + (alpha_slope - p * expand(schedule.alpha(t), y)) * x_0
 
-        y, _ = dormand_prince(velocity, x.double(), self.t_start, schedule.t_min, rtol=self.rtol, atol=self.atol)
+        path = self.path(denoiser)
+        y, _ = dormand_prince(velocity, x.double(), *path.t, rtol=self.rtol, atol=self.atol)
         x = y.to(dtype)
         yield x
-        end = torch.tensor([self.t_start, schedule.t_min], dtype=torch.float64)
-        yield from self.finish(denoiser, x, Path.of(schedule, end), cond)
+        yield from self.finish(denoiser, x, path, cond)
