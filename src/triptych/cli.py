@@ -285,6 +285,10 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     folder = given.get("resume")
     if not folder or folder == "null":
         return arguments
+    if {"-m", "--multirun"} & {*arguments}:
+        if folder == "auto":
+            return arguments  # every trial looks in its own folder
+        return _sweep_arguments(Path(folder), [a for a in arguments if not a.startswith("resume=")])
     auto = folder == "auto"
     if auto:
         folder = given.get("hydra.run.dir", "").strip("'\"")
@@ -301,6 +305,16 @@ def resume_arguments(arguments: list[str]) -> list[str]:
             raise ValueError(f"{stored} says {override!r}, which a file may not ask for: remove that line.")
     before = [override for override in before if override not in arguments]  # a resubmission says them again
     return [*before, *arguments, *([] if auto else [f"hydra.run.dir={_quoted(str(Path(folder)))}"])]
+
+
+def _sweep_arguments(folder: Path, arguments: list[str]) -> list[str]:
+    """`-m resume=<sweep folder>` becomes the sweep's own arguments, where the command line does not say otherwise."""
+    if not (folder / "multirun.yaml").exists():
+        raise FileNotFoundError(f"There is no sweep to resume at {folder}: it has no multirun.yaml.")
+    stored = OmegaConf.load(folder / "multirun.yaml").hydra.overrides
+    given = {a.split("=", 1)[0] for a in arguments} | {"hydra.mode", "hydra.sweep.dir"}
+    before = [str(a) for a in (*stored.hydra, *stored.task) if str(a).split("=", 1)[0] not in given]
+    return [*before, *arguments, f"hydra.sweep.dir={_quoted(str(folder))}"]
 
 
 def run_arguments(arguments: list[str], nodes: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Found by Hydra, which reads every package below the namespace `hydra_plugins`."""

@@ -1,0 +1,1 @@
+"""Many trainings: grids (`train.py -m …`) and search (`sweep.py`), every trial a process group of its own."""

@@ -1,0 +1,195 @@
+"""A grid of trainings, from the overrides of each to the last word about them."""
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+
+from triptych.cli import refuse
+from triptych.sweep import ledger, machine
+from triptych.sweep.pool import Pool, last_lines
+from triptych.sweep.screen import Screen, clock
+from triptych.sweep.trial import FAILED, FINISHED, IMPOSSIBLE, STOPPED, WAITING, Trial, folder_of, shown
+
+Compose = Callable[[Sequence[str]], DictConfig]
+POLL = 0.2  # seconds
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def run_grid(
+    config: DictConfig,
+    jobs: Sequence[Sequence[str]],
+    compose: Compose,
+    *,
+    n_jobs: int | None = None,
+    gpus_per_trial: int | None = None,
+    estimate: bool = True,
+) -> None:
+    """Runs every trial of a Hydra multirun; goes on with one that was cut off, and skips one that is finished.
+
+    Args:
+        config: of the multirun. jobs: the overrides of each trial. compose: one trial's overrides -> its config.
+
+    Raises:
+        SystemExit: some trial failed (1), none can run (2), or the sweep was interrupted (130, 143).
+    """
+    for name, value in (("n_jobs", n_jobs), ("gpus_per_trial", gpus_per_trial)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            refuse(f"hydra.launcher.{name} must be a whole number of at least 1, or null, got {value}.")
+    sweep = Path(config.hydra.sweep.dir)
+    with _locked(sweep):
+        available = machine.gpus()
+        trials = [_trial(sweep, list(o), jobs, compose(o), len(available), gpus_per_trial) for o in jobs]
+        ledger.recall(sweep / "ledger.csv", trials)
+        for trial in trials:
+            if trial.state not in (FINISHED, IMPOSSIBLE):
+                trial.state = WAITING
+        if n_jobs is None:
+            n_jobs = max(1, len(available) // max(1, *(t.gpus for t in trials))) if available else 1
+        pool = Pool(_command(config), n_jobs, available)
+        _announce(sweep, trials, jobs, n_jobs)
+        if all(t.state == IMPOSSIBLE for t in trials):
+            (sweep / "multirun.yaml").unlink(missing_ok=True)
+            refuse("None of these trials can run.")
+        ledger.write(sweep / "ledger.csv", trials)
+        with Screen(trials, pool.seconds, n_jobs) as screen:
+            stopped_by = _run(sweep, trials, pool, screen)
+    _report(sweep, trials, stopped_by)
+
+
+def _trial(
+    sweep: Path, overrides: list[str], jobs: Sequence[Sequence[str]], config: DictConfig, available: int, asked: Any
+) -> Trial:
+    folder = folder_of(sweep, overrides, jobs)
+    steps = config.trainer.get("max_steps", -1)
+    trial = Trial(folder.name, tuple(overrides), folder, steps=steps if steps > 0 else None)
+    try:
+        trial.gpus, trial.processes = machine.needs(config.trainer, available, asked)
+    except ValueError as error:
+        trial.state, trial.reason = IMPOSSIBLE, str(error)
+    return trial
+
+
+def _command(config: DictConfig) -> list[str]:
+    """The script of this sweep, and what of its command line is for every trial."""
+    command = [sys.executable, str(Path(sys.argv[0]).resolve())]
+    for source in config.hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            command += ["--config-dir", source.path]
+    ours = ("hydra.mode", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra.run.dir")
+    return command + [o for o in config.hydra.overrides.hydra if not o.startswith(ours)]
+
+
+def how(trial: Trial) -> list[str]:
+    """Where a trial runs; it goes on from its checkpoint, if it has one."""
+    if (trial.folder / "checkpoints" / "last.ckpt").exists():
+        return [f"resume={trial.folder}"]
+    for name in ("config.yaml", "overrides.yaml", "metrics.csv"):  # of a run that was cut off before it saved
+        (trial.folder / name).unlink(missing_ok=True)
+    return [f"hydra.run.dir='{trial.folder}'"]
+
+
+def _run(sweep: Path, trials: list[Trial], pool: Pool, screen: Screen) -> signal.Signals | None:
+    """The loop. Returns the signal by which it was interrupted, if it was."""
+    with stop_signals() as received:
+        asked = 0
+        while pool.running or (not received and any(t.state == WAITING for t in trials)):
+            for trial in trials if not received else ():
+                if trial.state == WAITING and pool.fits(trial):
+                    pool.start(trial, how(trial))
+                    screen.event(trial)
+                    ledger.write(sweep / "ledger.csv", trials)
+            if len(received) > asked:
+                asked = len(received)
+                _ask_all(pool, screen, asked)
+            for trial in pool.ended():
+                metric = screen.numbers(trial).metric
+                trial.result = f"{metric[0]} {metric[1]:.4g}" if metric else ""
+                screen.event(trial)
+                if trial.state == FAILED:
+                    screen.say(
+                        *(f"    {line}" for line in last_lines(trial.log)), f"    all of it: {_short(trial.log)}"
+                    )
+                ledger.write(sweep / "ledger.csv", trials)
+            screen.update()
+            time.sleep(POLL)
+        return received[0] if received else None
+
+
+def _ask_all(pool: Pool, screen: Screen, times: int) -> None:
+    if times == 1:
+        screen.say(f"Stopping: {len(pool.running)} trials finish a step and save; once more to end them at once.")
+    for trial in pool.running:
+        pool.stop(trial) if times == 1 else pool.kill(trial)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[signal.Signals]]:
+    """Collects SIGINT and SIGTERM in a list, instead of acting on them."""
+    received: list[signal.Signals] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+
+    before = {number: signal.signal(number, receive) for number in EXIT_CODES}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _locked(sweep: Path) -> Iterator[None]:
+    """One launcher a sweep folder."""
+    sweep.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(sweep / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        refuse(f"Another process is running the sweep in {_short(sweep)}.")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _announce(sweep: Path, trials: list[Trial], jobs: Sequence[Sequence[str]], n_jobs: int) -> None:
+    impossible = [t for t in trials if t.state == IMPOSSIBLE]
+    if impossible:
+        print(f"{len(impossible)} of {len(trials)} combinations are impossible and are skipped:")
+        for trial in impossible:
+            print(f"  {shlex.join(shown(trial.overrides, jobs))}: {trial.reason}")
+    waiting, finished = (sum(t.state == s for t in trials) for s in (WAITING, FINISHED))
+    before = f" ({finished} finished earlier)" if finished else ""
+    print(f"{waiting} trials to run{before}, {n_jobs} at a time, in {_short(sweep)}")
+
+
+def _report(sweep: Path, trials: list[Trial], stopped_by: signal.Signals | None) -> None:
+    names = {s: [t for t in trials if t.state == s] for s in (FINISHED, FAILED, STOPPED, WAITING, IMPOSSIBLE)}
+    print()
+    print(", ".join(f"{len(found)} {state}" for state, found in names.items() if found) + ".")
+    for trial in trials:
+        took = clock(trial.seconds) if trial.seconds else ""
+        print(f"  {trial.state:<10} {trial.name}  {trial.result or trial.reason}  {took}".rstrip())
+    print(f"  ledger     {_short(sweep / 'ledger.csv')}")
+    unfinished = [t for t in trials if t.state in (FAILED, STOPPED, WAITING)]
+    if unfinished:
+        print(f"To go on with {len(unfinished)} of them:  python train.py -m resume={_short(sweep)}")
+    if stopped_by is not None:
+        raise SystemExit(EXIT_CODES[stopped_by])
+    if names[FAILED]:
+        raise SystemExit(1)
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path)
