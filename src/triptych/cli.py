@@ -300,21 +300,28 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     if not stored.exists():
         raise FileNotFoundError(f"There is no run to resume at {folder}: it has no overrides.yaml.")
     before = [str(a) for a in OmegaConf.load(stored) if not str(a).startswith(("resume=", "hydra.run.dir="))]
-    for override in before:
-        if "_target_" in override or override.lstrip("+~").startswith("hydra"):
-            raise ValueError(f"{stored} says {override!r}, which a file may not ask for: remove that line.")
+    _check_stored(before, stored, "hydra")
     before = [override for override in before if override not in arguments]  # a resubmission says them again
     return [*before, *arguments, *([] if auto else [f"hydra.run.dir={_quoted(str(Path(folder)))}"])]
 
 
 def _sweep_arguments(folder: Path, arguments: list[str]) -> list[str]:
     """`-m resume=<sweep folder>` becomes the sweep's own arguments, where the command line does not say otherwise."""
-    if not (folder / "multirun.yaml").exists():
+    stored = folder / "multirun.yaml"
+    if not stored.exists():
         raise FileNotFoundError(f"There is no sweep to resume at {folder}: it has no multirun.yaml.")
-    stored = OmegaConf.load(folder / "multirun.yaml").hydra.overrides
+    overrides = OmegaConf.load(stored).hydra.overrides
     given = {a.split("=", 1)[0] for a in arguments} | {"hydra.mode", "hydra.sweep.dir"}
-    before = [str(a) for a in (*stored.hydra, *stored.task) if str(a).split("=", 1)[0] not in given]
+    before = [str(a) for a in (*overrides.hydra, *overrides.task) if str(a).split("=", 1)[0] not in given]
+    _check_stored(before, stored, "hydra.searchpath")
     return [*before, *arguments, f"hydra.sweep.dir={_quoted(str(folder))}"]
+
+
+def _check_stored(overrides: list[str], file: Path, forbidden: str) -> None:
+    """Refuses overrides from a file that would call what they like."""
+    for override in overrides:
+        if "_target_" in override or override.lstrip("+~").startswith(forbidden):
+            raise ValueError(f"{file} says {override!r}, which a file may not ask for: remove that line.")
 
 
 def run_arguments(arguments: list[str], nodes: tuple[str, ...]) -> list[str]:

@@ -46,6 +46,7 @@ def run_grid(
         if value is not None and (not isinstance(value, int) or value < 1):
             refuse(f"hydra.launcher.{name} must be a whole number of at least 1, or null, got {value}.")
     sweep = Path(config.hydra.sweep.dir)
+    jobs = [[o for o in overrides if not o.startswith("resume=")] for overrides in jobs]  # trials always go on
     with _locked(sweep):
         available = machine.gpus()
         trials = [_trial(sweep, list(o), jobs, compose(o), len(available), gpus_per_trial) for o in jobs]
@@ -91,11 +92,7 @@ def _command(config: DictConfig) -> list[str]:
 
 def how(trial: Trial) -> list[str]:
     """Where a trial runs; it goes on from its checkpoint, if it has one."""
-    if (trial.folder / "checkpoints" / "last.ckpt").exists():
-        return [f"resume={trial.folder}"]
-    for name in ("config.yaml", "overrides.yaml", "metrics.csv"):  # of a run that was cut off before it saved
-        (trial.folder / name).unlink(missing_ok=True)
-    return [f"hydra.run.dir='{trial.folder}'"]
+    return [f"hydra.run.dir='{trial.folder}'", "resume=auto"]
 
 
 def _run(sweep: Path, trials: list[Trial], pool: Pool, screen: Screen) -> signal.Signals | None:
