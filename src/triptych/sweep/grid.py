@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
+from triptych import status
 from triptych.cli import refuse
+from triptych.signals import EXIT_CODES
 from triptych.sweep import ledger, machine
 from triptych.sweep.pool import Pool, last_lines
 from triptych.sweep.screen import Screen, clock
@@ -22,7 +25,7 @@ from triptych.sweep.trial import FAILED, FINISHED, IMPOSSIBLE, STOPPED, WAITING,
 
 Compose = Callable[[Sequence[str]], DictConfig]
 POLL = 0.2  # seconds
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+SILENT = 120.0  # seconds after which a run on another machine is taken for lost
 
 
 def run_grid(
@@ -52,8 +55,7 @@ def run_grid(
         trials = [_trial(sweep, list(o), jobs, compose(o), len(available), gpus_per_trial) for o in jobs]
         ledger.recall(sweep / "ledger.csv", trials)
         for trial in trials:
-            if trial.state not in (FINISHED, IMPOSSIBLE):
-                trial.state = WAITING
+            _look_back(trial)
         if n_jobs is None:
             n_jobs = max(1, len(available) // max(1, *(t.gpus for t in trials))) if available else 1
         pool = Pool(_command(config), n_jobs, available)
@@ -80,12 +82,31 @@ def _trial(
     return trial
 
 
+def _look_back(trial: Trial) -> None:
+    """What an earlier sweep left: the run's own status is surer than a ledger whose process was killed."""
+    if trial.state == IMPOSSIBLE:
+        return
+    before = status.read(trial.folder)
+    trial.state = FINISHED if before is not None and before.state == "finished" else WAITING
+
+
+def busy(trial: Trial) -> str:
+    """Who else runs this trial, e.g. still saves it after its sweep was killed; empty if nobody does."""
+    before = status.read(trial.folder)
+    if before is None or before.state != "running":
+        return ""
+    if before.host != socket.gethostname() and time.time() - (trial.folder / status.NAME).stat().st_mtime > SILENT:
+        return ""
+    return f"process {before.pid} on {before.host}"
+
+
 def _command(config: DictConfig) -> list[str]:
     """The script of this sweep, and what of its command line is for every trial."""
     command = [sys.executable, str(Path(sys.argv[0]).resolve())]
     for source in config.hydra.runtime.config_sources:
         if source.provider == "command-line":
             command += ["--config-dir", source.path]
+    # what follows is the sweep's own business
     ours = ("hydra.mode", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra.run.dir")
     return command + [o for o in config.hydra.overrides.hydra if not o.startswith(ours)]
 
@@ -101,7 +122,7 @@ def _run(sweep: Path, trials: list[Trial], pool: Pool, screen: Screen) -> signal
         asked = 0
         while pool.running or (not received and any(t.state == WAITING for t in trials)):
             for trial in trials if not received else ():
-                if trial.state == WAITING and pool.fits(trial):
+                if trial.state == WAITING and pool.fits(trial) and not _wait_for(trial, screen):
                     pool.start(trial, how(trial))
                     screen.event(trial)
                     ledger.write(sweep / "ledger.csv", trials)
@@ -120,6 +141,15 @@ def _run(sweep: Path, trials: list[Trial], pool: Pool, screen: Screen) -> signal
             screen.update()
             time.sleep(POLL)
         return received[0] if received else None
+
+
+def _wait_for(trial: Trial, screen: Screen) -> bool:
+    """Whether somebody else still runs this trial; said once."""
+    other = busy(trial)
+    if other and other != trial.reason:
+        screen.say(f"{trial.name} waits for {other}, which is still running it.")
+    trial.reason = other
+    return bool(other)
 
 
 def _ask_all(pool: Pool, screen: Screen, times: int) -> None:

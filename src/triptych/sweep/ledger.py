@@ -1,25 +1,23 @@
 """The ledger of a sweep: one row a trial, for people and for going on after a crash; written whole or not at all."""
 
 import csv
-import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from triptych import disk
 from triptych.sweep.trial import RUNNING, Trial
 
 COLUMNS = ("trial", "state", "result", "attempts", "seconds", "reason", "overrides")
 
 
 def write(path: Path, trials: Iterable[Trial]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="") as file:
+    with disk.replacing(path, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for t in trials:
             seconds = round(t.seconds)
             writer.writerow([t.name, t.state, t.result, t.attempts, seconds, t.reason, shlex.join(t.overrides)])
-    os.replace(temporary, path)
 
 
 def recall(path: Path, trials: Iterable[Trial]) -> None:

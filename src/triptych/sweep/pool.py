@@ -10,10 +10,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from triptych.signals import EXIT_CODES
 from triptych.sweep import machine
 from triptych.sweep.trial import FAILED, FINISHED, RUNNING, STOPPED, Trial
 
-STOP_CODES = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL)
+STOP_CODES = (*EXIT_CODES.values(), -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL)
 PR_SET_PDEATHSIG = 1  # Linux: the signal a process gets when its parent is gone, however it went
 
 
@@ -82,7 +83,7 @@ class Pool:
         """Asks a trial to save and end; its first rank tells the others."""
         self._asked_to_stop.add(trial)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._children[trial].pid, signal.SIGINT)
+            os.kill(self._children[trial].pid, signal.SIGTERM)
 
     def kill(self, trial: Trial) -> None:
         self._asked_to_stop.add(trial)
@@ -90,7 +91,7 @@ class Pool:
 
     def _die_with_us(self) -> None:
         """Between fork and exec: should this process be killed, the trial is asked to save and end."""
-        self._libc.prctl(PR_SET_PDEATHSIG, signal.SIGINT)  # pyright: ignore[reportOptionalMemberAccess]
+        self._libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _judge(code: int, asked: bool) -> tuple[str, str]:
