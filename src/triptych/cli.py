@@ -148,32 +148,40 @@ def _remove_if_empty(folder: Path) -> None:
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
     """Around the building of a task, before any work: turns what our constructors refuse into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        refuse(said)
+
+
+def sentence(error: Exception) -> str | None:
+    """What an error says about the settings, in one sentence; None if it is not about them."""
     from hydra.errors import InstantiationException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    try:
-        yield
-    except InstantiationException as error:
+    if isinstance(error, InstantiationException):
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         if isinstance(cause, (ValueError, OSError, ImportError)) or type(cause).__name__ == "MisconfigurationException":
-            refuse(" ".join(str(cause).split()))
+            return " ".join(str(cause).split())
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
         if isinstance(cause, TypeError) and unexpected:
             where = str(error).rpartition("full_key: ")[2] or "the config"
-            refuse(f"There is no setting {unexpected[1]!r} in {where}.")
+            return f"There is no setting {unexpected[1]!r} in {where}."
         if "HYDRA_FULL_ERROR" in os.environ:
-            raise
+            return None
         what = re.search(r"'([\w.]+)'", str(error))
-        refuse(f"{what[1] if what else 'Something'} cannot be built of these settings ({cause}).")
-    except (OmegaConfBaseException, YAMLError) as error:
-        refuse(" ".join(str(error).split()))
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            refuse(f"{error.strerror}: {error.filename}")
-        refuse(" ".join(str(error).split()))
+        return f"{what[1] if what else 'Something'} cannot be built of these settings ({cause})."
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, (OmegaConfBaseException, YAMLError, ValueError, OSError)):
+        return " ".join(str(error).split())
+    return None
 
 
 def need(config: DictConfig, key: str) -> None:

@@ -1,16 +1,14 @@
 """A grid of trainings, from the overrides of each to the last word about them."""
 
 import os
-import shlex
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
@@ -18,12 +16,13 @@ from omegaconf import DictConfig
 from triptych import status
 from triptych.cli import refuse
 from triptych.signals import EXIT_CODES
+from triptych.sweep import estimate as estimates
 from triptych.sweep import ledger, machine
+from triptych.sweep.plan import Compose, plan
 from triptych.sweep.pool import Pool, last_lines
 from triptych.sweep.screen import Screen, clock
-from triptych.sweep.trial import FAILED, FINISHED, IMPOSSIBLE, STOPPED, WAITING, Trial, folder_of, shown
+from triptych.sweep.trial import FAILED, FINISHED, IMPOSSIBLE, STOPPED, WAITING, Trial
 
-Compose = Callable[[Sequence[str]], DictConfig]
 POLL = 0.2  # seconds
 SILENT = 120.0  # seconds after which a run on another machine is taken for lost
 
@@ -49,37 +48,33 @@ def run_grid(
         if value is not None and (not isinstance(value, int) or value < 1):
             refuse(f"hydra.launcher.{name} must be a whole number of at least 1, or null, got {value}.")
     sweep = Path(config.hydra.sweep.dir)
-    jobs = [[o for o in overrides if not o.startswith("resume=")] for overrides in jobs]  # trials always go on
     with _locked(sweep):
-        available = machine.gpus()
-        trials = [_trial(sweep, list(o), jobs, compose(o), len(available), gpus_per_trial) for o in jobs]
+        gpus = machine.gpus()
+        planned = plan(sweep, jobs, compose, len(gpus), gpus_per_trial)
+        trials = [p.trial for p in planned]
         ledger.recall(sweep / "ledger.csv", trials)
         for trial in trials:
             _look_back(trial)
-        if n_jobs is None:
-            n_jobs = max(1, len(available) // max(1, *(t.gpus for t in trials))) if available else 1
-        pool = Pool(_command(config), n_jobs, available)
-        _announce(sweep, trials, jobs, n_jobs)
         if all(t.state == IMPOSSIBLE for t in trials):
-            (sweep / "multirun.yaml").unlink(missing_ok=True)
+            _list_impossible(trials)
+            for left in (sweep / "multirun.yaml", sweep / ".lock"):
+                left.unlink(missing_ok=True)
             refuse("None of these trials can run.")
+        pool = Pool(_command(config), n_jobs or at_a_time(trials, len(gpus)), gpus)
+        _announce(sweep, trials, pool.n_jobs)
+        waiting = [(p.trial, p.config) for p in planned if p.trial.state == WAITING]
+        if estimate and waiting:
+            print(estimates.sentence(waiting, pool.n_jobs, gpus, pool.threads), flush=True)
         ledger.write(sweep / "ledger.csv", trials)
-        with Screen(trials, pool.seconds, n_jobs) as screen:
+        with Screen(trials, pool.seconds, pool.n_jobs) as screen:
             stopped_by = _run(sweep, trials, pool, screen)
     _report(sweep, trials, stopped_by)
 
 
-def _trial(
-    sweep: Path, overrides: list[str], jobs: Sequence[Sequence[str]], config: DictConfig, available: int, asked: Any
-) -> Trial:
-    folder = folder_of(sweep, overrides, jobs)
-    steps = config.trainer.get("max_steps", -1)
-    trial = Trial(folder.name, tuple(overrides), folder, steps=steps if steps > 0 else None)
-    try:
-        trial.gpus, trial.processes = machine.needs(config.trainer, available, asked)
-    except ValueError as error:
-        trial.state, trial.reason = IMPOSSIBLE, str(error)
-    return trial
+def at_a_time(trials: Sequence[Trial], gpus: int) -> int:
+    """As many trials as there are GPUs for; one where none is needed."""
+    most = max(t.gpus for t in trials)
+    return max(1, gpus // most) if most else 1
 
 
 def _look_back(trial: Trial) -> None:
@@ -190,15 +185,23 @@ def _locked(sweep: Path) -> Iterator[None]:
         lock.release()
 
 
-def _announce(sweep: Path, trials: list[Trial], jobs: Sequence[Sequence[str]], n_jobs: int) -> None:
+def _list_impossible(trials: list[Trial]) -> None:
     impossible = [t for t in trials if t.state == IMPOSSIBLE]
     if impossible:
-        print(f"{len(impossible)} of {len(trials)} combinations are impossible and are skipped:")
-        for trial in impossible:
-            print(f"  {shlex.join(shown(trial.overrides, jobs))}: {trial.reason}")
+        print(f"{len(impossible)} of {len(trials)} combinations are impossible, and skipped:")
+    alike: dict[tuple[str, str], int] = {}
+    for trial in impossible:
+        what = " ".join(o for o in trial.differs if not o.startswith("seed=")) or trial.name
+        alike[what, trial.reason] = alike.get((what, trial.reason), 0) + 1
+    for (what, reason), count in alike.items():
+        print(f"  {what}{f' ({count} trials)' if count > 1 else ''}: {reason}")
+
+
+def _announce(sweep: Path, trials: list[Trial], n_jobs: int) -> None:
+    _list_impossible(trials)
     waiting, finished = (sum(t.state == s for t in trials) for s in (WAITING, FINISHED))
     before = f" ({finished} finished earlier)" if finished else ""
-    print(f"{waiting} trials to run{before}, {n_jobs} at a time, in {_short(sweep)}")
+    print(f"{waiting} trials to run{before}, {n_jobs} at a time, in {_short(sweep)}", flush=True)
 
 
 def _report(sweep: Path, trials: list[Trial], stopped_by: signal.Signals | None) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from triptych.cli import options
@@ -21,6 +21,7 @@ class Trial:
         name: of the folder, the same whenever the overrides are the same.
         gpus: how many it needs. processes: how many ranks it starts on this machine.
         steps: optimizer steps it was asked for; None for no limit.
+        differs: the overrides in which it differs from the other trials.
         state: one of the names above; `reason` says more, in a sentence.
         attempts: how often it was started. seconds: that it ran, over all attempts.
     """
@@ -37,7 +38,7 @@ class Trial:
     seconds: float = 0.0
     code: int | None = None
     result: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
+    differs: tuple[str, ...] = ()
 
     @property
     def log(self) -> Path:
