@@ -60,6 +60,7 @@ def test_cutting_a_file_whose_last_line_is_half_written_keeps_the_whole_ones(tmp
     """A machine that loses power while a row is being written."""
     path = tmp_path / "metrics.csv"
     path.write_text("images_seen,step,time,a\n10,1,0.0,5\n20,2,0.0,6\n30,")
+    assert len(read_csv(path)) == 2
     log = MetricsCSV(path)
     log.cut(2)
     assert [(r["step"], r["a"]) for r in read_csv(path)] == [(1, 5), (2, 6)]

@@ -113,14 +113,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(folder: Path | str) -> list[dict[str, Any]]:
-    """Every record in a folder, oldest first; unreadable files are left out."""
+    """Every record in a folder, oldest first; files that are none are left out."""
     found = []
     for path in sorted(Path(folder).glob("*.json")):
         try:
-            found.append(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError):
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
             continue
-    return sorted(found, key=lambda r: r.get("created", ""))
+        found += [content] if isinstance(content, dict) else []
+    return sorted(found, key=lambda r: str(r.get("created", "")))
 
 
 def short_count(n: int) -> str:

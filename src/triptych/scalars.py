@@ -7,6 +7,7 @@ AXIS = "images_seen"  # what every curve is drawn against
 
 
 def read_csv(path: Path | str) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, empty cells left out."""
-    with Path(path).open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+    """The rows of a metrics.csv, empty cells left out, and so is a last line that was cut off in writing."""
+    text = Path(path).read_text()
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(whole)]
