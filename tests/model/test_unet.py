@@ -1,31 +1,11 @@
 """The U-Net's operators, norms, dropout and initial weights (test_against_diffusers has its equality with a peer)."""
 
-from collections import Counter
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from counting import Count
 
 from triptych.model import UNet
 from triptych.model.norm import group_norm
-
-
-class Count(TorchDispatchMode):
-    """Counts the operators that reach a device; those that only make a view of a tensor do not."""
-
-    views = {"view", "_unsafe_view", "t", "transpose", "unsqueeze", "squeeze", "expand", "slice", "unbind", "detach"}
-    views |= {"split_with_sizes", "permute", "alias"}
-
-    def __init__(self):
-        super().__init__()
-        self.seen = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen[function._schema.name.removeprefix("aten::")] += 1
-        return function(*args, **(kwargs or {}))
-
-    def total(self):
-        return sum(n for name, n in self.seen.items() if name not in self.views)
 
 
 def test_operators_of_a_training_step():

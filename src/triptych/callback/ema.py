@@ -40,6 +40,7 @@ class EMA(Callback):
         self._shadow: dict[str, Tensor] = {}
         self._restored: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] | None = None
+        self._trained: list[Tensor] = []
         self.steps = Steps()
 
     @property
@@ -64,6 +65,7 @@ class EMA(Callback):
             for name, p in parameters(pl_module).items()
         }
         self._restored = {}
+        self._trained = [p.detach() for p in parameters(pl_module).values()]  # share their memory
         self.steps.start(trainer)
 
     @torch.no_grad()
@@ -71,7 +73,7 @@ class EMA(Callback):
         if not self.steps.advanced(trainer):  # a micro-batch of a step that goes on (T-E3)
             return
         weight = 1 - self.decay(trainer.global_step, trainer.datamodule.global_batch_size)  # pyright: ignore
-        current = [p.detach() for p in parameters(pl_module).values()]
+        current = self._trained
         if any(p.dtype != torch.float32 for p in current):
             current = [p.float() for p in current]
         torch._foreach_lerp_(list(self._shadow.values()), current, weight)

@@ -119,7 +119,8 @@ class Formulation(LightningModule, ABC):
 
     def coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha(t), sigma(t) in x's dtype, shaped to broadcast against x."""
-        return expand(self.schedule.alpha(t).to(x.dtype), x), expand(self.schedule.sigma(t).to(x.dtype), x)
+        alpha, sigma, _ = self.schedule.marginal(t)
+        return expand(alpha.to(x.dtype), x), expand(sigma.to(x.dtype), x)
 
     def network(self, x: Tensor, c_noise: Tensor, cond: Cond) -> Tensor:
         """The network's output in x's dtype: only the network runs below float32 (T-D3)."""
@@ -130,7 +131,7 @@ class Formulation(LightningModule, ABC):
     def training_step(self, batch: tuple[Tensor, Cond], batch_idx: int) -> Tensor:
         x_0, cond = batch
         step = self._next_step()
-        torch.manual_seed(step.local("dropout").initial_seed())  # nn.Dropout draws from the global generator
+        step.seed_dropout()
         t, weight = self.times.draw(self.schedule, len(x_0), step)
         cond = self._drop_labels(cond, step)
         loss = self.loss(x_0, t, cond, from_generator(step.local("noise")))

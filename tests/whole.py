@@ -1,0 +1,35 @@
+"""A training job as train.py builds it from conf/, for tests and benchmarks that look inside."""
+
+import contextlib
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+
+from triptych import cli, tracking
+from triptych.callback import Checkpoint
+
+
+@contextlib.contextmanager
+def composed(*overrides):
+    GlobalHydra.instance().clear()
+    cli.register_resolvers()
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        yield compose("train", list(overrides))
+
+
+def job(folder, *overrides, before=(), after=()):
+    """(trainer, formulation, dataset): every callback of conf/callback/default.yaml, and metrics.csv."""
+    with composed("trainer=cpu", "logger=none", "callback.evaluate.name=measured", *overrides) as config:
+        cli.quiet()
+        dataset, formulation = instantiate(config.dataset), instantiate(config.formulation)
+        callbacks = [instantiate(c) for c in config.callback.values() if c is not None]
+        trainer = instantiate(
+            config.trainer,
+            callbacks=[*before, *callbacks, *after],
+            logger=False,
+            plugins=[Checkpoint.io()],
+            default_root_dir=folder,
+        )
+        trainer.loggers = [tracking.MetricsCSV(folder / "metrics.csv")]
+    return trainer, formulation, dataset
