@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast lint bench clean
+.PHONY: help install train compare test test-fast lint bench clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / \t/' | expand -t 16
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 train: $(STAMP)   ## train DDPM on the embedded digits (two minutes on a CPU); ARGS="formulation=ncsn" for others
 	$(BIN)/python train.py trainer.max_steps=1700 $(ARGS)
+
+compare: $(STAMP)  ## train, measure and compare seven formulations on one page; goes on where it was cut off
+	$(BIN)/python tools/demonstrate.py runs/compare $(ARGS)
 
 test: $(STAMP)    ## run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)

@@ -55,9 +55,10 @@ def opened(driver, page, limit=60):
 
 
 def requests(driver):
-    """The address of every request since the last call."""
+    """The address of every request since the last call; what is inside the page already (data:) is none."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [address for address in asked if not address.startswith("data:")]
 
 
 def complaints(driver):

@@ -22,7 +22,7 @@ def check(settings: dict[str, Any]) -> Path:
     if not isinstance(settings["out"], (str, int)) or not str(settings["out"]):
         raise ValueError(f"out= is a folder, got {settings['out']!r}.")
     if settings["summary"] is not None and not isinstance(settings["summary"], dict):
-        raise ValueError("summary= is null for no summary in W&B; its project is summary.project=….")
+        raise ValueError("summary=null means no summary in W&B; where it goes is summary.project=….")
     if find_spec("plotly") is None:
         raise ValueError("The plots of a report need plotly: pip install -e '.[report]'.")
     out = Path(str(settings["out"]))

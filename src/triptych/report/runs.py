@@ -78,7 +78,7 @@ def _below(place: Path) -> Iterator[Path]:
             inside.clear()
             yield Path(folder)
         else:
-            inside[:] = sorted(name for name in inside if not name.startswith("."))
+            inside[:] = sorted(name for name in inside if name != "wandb" and not name.startswith("."))
 
 
 def names(folders: list[Path]) -> list[str]:
