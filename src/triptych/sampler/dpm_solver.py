@@ -1,5 +1,6 @@
 """DPM-Solver++, multistep, for the probability flow and for the SDE."""
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,35 +45,41 @@ class DPMSolver(Sampler):
 
     def coefficients(self, schedule: Schedule, path: Path) -> list[Row]:
         """For each step: the weights of x_t, of x_0 and the x_0 before it, newest first, and of z."""
-        half = [log_snr / 2 for log_snr in path.log_snr]
-        rows = []
-        for i in range(len(path)):
-            h = half[i + 1] - half[i]
-            phi = -math.expm1(-2 * h) if self.sde else -math.expm1(-h)
-            weights = self.extrapolation(half, i, h, phi)
-            a = path.sigma[i + 1] / path.sigma[i] * (math.exp(-h) if self.sde else 1.0)
-            std = path.sigma[i + 1] * math.sqrt(phi) if self.sde else 0.0
-            rows.append((a, [path.alpha[i + 1] * w for w in weights], std))
-        return rows
-
-    def extrapolation(self, half: list[float], i: int, h: float, phi: float) -> list[float]:
-        """The weights of x_0 and its predecessors for alpha_s = 1; `half` is l at all times."""
-        known = i + 1 if math.isfinite(half[0]) else max(1, i)
-        order = min(self.order, known) if math.isfinite(h) else 1
-        if order == 1:
-            return [phi]
-        r_0 = (half[i] - half[i - 1]) / h
-        if order == 2:
-            return [phi + phi / (2 * r_0), -phi / (2 * r_0)]
-        r_1 = (half[i - 1] - half[i - 2]) / h
-        first = 1 - phi / h  # of h P'(0)
-        second = 1 - 2 * first / h  # of h^2 P'' / 2
-        newest = (first + (first * r_0 + second) / (r_0 + r_1)) / r_0  # of x_0(0) - x_0(1)
-        oldest = (first * r_0 + second) / (r_0 + r_1) / r_1  # of x_0(2) - x_0(1)
-        return [phi + newest, -newest - oldest, oldest]
+        return rows_of(self.order, self.sde, path)
 
     def trajectory(
         self, denoiser: Denoiser, x: Tensor, cond: Cond = None, noise: Noise = torch.randn_like
     ) -> Iterator[Tensor]:
         path = self.path(denoiser)
         yield from self.walk(denoiser, x, path, self.coefficients(denoiser.schedule, path), cond, noise)
+
+
+@functools.lru_cache(maxsize=8)
+def rows_of(order: int, sde: bool, path: Path) -> list[Row]:
+    """The coefficients; kept, since they cost as much as a kernel a step and are the same for every batch."""
+    half = [log_snr / 2 for log_snr in path.log_snr]
+    rows = []
+    for i in range(len(path)):
+        h = half[i + 1] - half[i]
+        phi = -math.expm1(-2 * h) if sde else -math.expm1(-h)
+        a = path.sigma[i + 1] / path.sigma[i] * (math.exp(-h) if sde else 1.0)
+        std = path.sigma[i + 1] * math.sqrt(phi) if sde else 0.0
+        rows.append((a, [path.alpha[i + 1] * w for w in extrapolation(order, half, i, h, phi)], std))
+    return rows
+
+
+def extrapolation(order: int, half: list[float], i: int, h: float, phi: float) -> list[float]:
+    """The weights of x_0 and its predecessors for alpha_s = 1; `half` is l at all times."""
+    known = i + 1 if math.isfinite(half[0]) else max(1, i)
+    order = min(order, known) if math.isfinite(h) else 1
+    if order == 1:
+        return [phi]
+    r_0 = (half[i] - half[i - 1]) / h
+    if order == 2:
+        return [phi + phi / (2 * r_0), -phi / (2 * r_0)]
+    r_1 = (half[i - 1] - half[i - 2]) / h
+    first = 1 - phi / h  # of h P'(0)
+    second = 1 - 2 * first / h  # of h^2 P'' / 2
+    newest = (first + (first * r_0 + second) / (r_0 + r_1)) / r_0  # of x_0(0) - x_0(1)
+    oldest = (first * r_0 + second) / (r_0 + r_1) / r_1  # of x_0(2) - x_0(1)
+    return [phi + newest, -newest - oldest, oldest]
