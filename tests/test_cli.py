@@ -362,7 +362,7 @@ def test_values_survive_the_way_through_hydras_grammar():
         {"k": [1]},
     ]
     for value in values:
-        (read,) = OverridesParser.create().parse_overrides([f"key={cli._quoted(value)}"])
+        (read,) = OverridesParser.create().parse_overrides([f"key={cli.quoted(value)}"])
         assert read.value() == value, value
 
 

@@ -47,7 +47,7 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "check": set(),
     "cli": {"run", "layout", "check"},
     "training": MEASURING | {"callback", "tracking", "formulation", "dataset", "run", "disk", "signals", "cli"},
-    "sweep": {"callback", "check", "cli", "dataset", "disk", "noise", "signals", "status"},
+    "sweep": {"callback", "check", "cli", "dataset", "disk", "noise", "record", "signals", "status"},
 }
 GROUPS = ("formulation", "schedule", "model", "sampler", "guidance", "dataset", "metric", "callback")  # of conf and src
 INTERCHANGEABLE = ("formulation", "model", "sampler", "dataset", "guidance")  # only Hydra names their classes

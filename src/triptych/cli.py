@@ -308,9 +308,9 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     if not stored.exists():
         raise FileNotFoundError(f"There is no run to resume at {folder}: it has no overrides.yaml.")
     before = [str(a) for a in OmegaConf.load(stored) if not str(a).startswith(("resume=", "hydra.run.dir="))]
-    _check_stored(before, stored, "hydra")
+    check_stored(before, stored, "hydra")
     before = [override for override in before if override not in arguments]  # a resubmission says them again
-    return [*before, *arguments, *([] if auto else [f"hydra.run.dir={_quoted(str(Path(folder)))}"])]
+    return [*before, *arguments, *([] if auto else [f"hydra.run.dir={quoted(str(Path(folder)))}"])]
 
 
 def _sweep_arguments(folder: Path, arguments: list[str]) -> list[str]:
@@ -321,11 +321,11 @@ def _sweep_arguments(folder: Path, arguments: list[str]) -> list[str]:
     overrides = OmegaConf.load(stored).hydra.overrides
     given = {a.split("=", 1)[0] for a in arguments} | {"hydra.mode", "hydra.sweep.dir"}
     before = [str(a) for a in (*overrides.hydra, *overrides.task) if str(a).split("=", 1)[0] not in given]
-    _check_stored(before, stored, "hydra.searchpath")
-    return [*before, *arguments, f"hydra.sweep.dir={_quoted(str(folder))}"]
+    check_stored(before, stored, "hydra.searchpath")
+    return [*before, *arguments, f"hydra.sweep.dir={quoted(str(folder))}"]
 
 
-def _check_stored(overrides: list[str], file: Path, forbidden: str) -> None:
+def check_stored(overrides: list[str], file: Path, forbidden: str) -> None:
     """Refuses overrides from a file that would call what they like."""
     for override in overrides:
         if "_target_" in override or override.lstrip("+~").startswith(forbidden):
@@ -373,10 +373,10 @@ def _leaves(values: dict, prefix: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and value:
             yield from _leaves(value, name)
         else:
-            yield name, _quoted(value)
+            yield name, quoted(value)
 
 
-def _quoted(value: object) -> str:
+def quoted(value: object) -> str:
     """A value as Hydra's override grammar reads it back."""
     if value is None:
         return "null"
@@ -385,8 +385,8 @@ def _quoted(value: object) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_quoted(v) for v in value) + "]"
+        return "[" + ",".join(quoted(v) for v in value) + "]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{_quoted(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{quoted(v)}" for k, v in value.items()) + "}"
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), str(value))
     return f"'{escaped}'"  # backslashes are special before a quote only

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from triptych import status
-from triptych.cli import refuse
+from triptych.cli import quoted, refuse
 from triptych.signals import EXIT_CODES
 from triptych.sweep import estimate as estimates
 from triptych.sweep import ledger, machine
@@ -108,7 +108,7 @@ def _command(config: DictConfig) -> list[str]:
 
 def how(trial: Trial) -> list[str]:
     """Where a trial runs; it goes on from its checkpoint, if it has one."""
-    return [f"hydra.run.dir='{trial.folder}'", "resume=auto"]
+    return [f"hydra.run.dir={quoted(str(trial.folder))}", "resume=auto"]
 
 
 def _run(sweep: Path, trials: list[Trial], pool: Pool, screen: Screen) -> signal.Signals | None:

@@ -1,0 +1,42 @@
+"""The command line of sweep.py: its own settings stay, everything else is train.py's; a study brings what it was."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from triptych.cli import CONF, check_stored, quoted
+
+OF_A_CALL = ("n_trials", "workers", "gpus_per_trial", "study", "storage", "wandb")  # may differ from call to call
+
+
+def sort(arguments: list[str]) -> list[str]:
+    """`formulation=ddpm n_trials=3` -> `n_trials=3 train=['formulation=ddpm']`."""
+    if any(a in ("-h", "--help", "--hydra-help", "--version") for a in arguments):
+        return arguments
+    if any(a in ("-m", "--multirun") for a in arguments):
+        raise ValueError("sweep.py is a sweep already: leave out -m, or use train.py -m for a grid.")
+    arguments = _of_the_study(arguments)
+    known = set(OmegaConf.load(CONF / "sweep.yaml")) - {"defaults", "train"}  # pyright: ignore[reportArgumentType]
+    own, others = [], []
+    for argument in arguments:
+        key = _key(argument)
+        ours = key.partition(".")[0].partition("/")[0] in known | {"sweep"} or key.startswith("hydra")
+        (own if ours or argument.startswith("-") or "=" not in argument else others).append(argument)
+    return [*own, f"train={quoted(others)}"]
+
+
+def _of_the_study(arguments: list[str]) -> list[str]:
+    """What a study was started with comes first, where the command line does not say otherwise."""
+    folder = next((a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("study=")), None)
+    if not folder or not (Path(folder) / "study.yaml").exists():
+        return arguments
+    given = {_key(a) for a in arguments}
+    stored: Any = OmegaConf.load(Path(folder) / "study.yaml")
+    before = [str(a) for a in stored.arguments if _key(str(a)) not in given]
+    check_stored(before, Path(folder) / "study.yaml", "hydra")
+    return [*before, *arguments]
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~")
