@@ -1,5 +1,6 @@
 """From samples and metrics to records: the one way a number is measured, in training and after it."""
 
+import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,8 @@ class Evaluator:
         for metric in missing:
             metric.freeze_reference()
             if isinstance(metric, FrechetDistance) and metric.extractor is not None and metric.extractor.sha256:
-                metric.reference.save(self._cache(metric, len(images)))
+                with contextlib.suppress(OSError):  # a place that cannot be written: dataset.cache names another
+                    metric.reference.save(self._cache(metric, len(images)))
         self._reference = {
             "dataset": self.dataset.name,
             "split": self.split,
