@@ -42,6 +42,7 @@ class Dataset(LightningDataModule, ABC):
         limit: use the first so many training images only.
         sigma_max, levels: the largest distance of two images in [-1, 1], and the number of noise levels that fits it
             (Techniques 1 and 2 of arXiv:2006.09011), for schedules that read them from the config.
+        sigma_data: standard deviation of the images in [-1, 1], for EDM, which reads it from the config.
     """
 
     splits: tuple[str, ...] = ("train", "test")  # what the source's own files provide
@@ -66,6 +67,7 @@ class Dataset(LightningDataModule, ABC):
         limit: int | None = None,
         sigma_max: float | None = None,
         levels: int | None = None,
+        sigma_data: float | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= holdout < 1:
@@ -90,7 +92,7 @@ class Dataset(LightningDataModule, ABC):
         self.name, self.channels, self.resolution, self.num_classes = name, channels, resolution, num_classes
         self.global_batch_size, self.conditional = global_batch_size, conditional
         self.flip, self.augment, self.dequantise = flip, augment, dequantise
-        self.sigma_max, self.levels = sigma_max, levels
+        self.sigma_max, self.levels, self.sigma_data = sigma_max, levels, sigma_data
         self.holdout, self.seed, self.device_resident, self.limit = holdout, seed, device_resident, limit
         self.root = Path(root).expanduser() if root else Path("data") / name
         self.cache = Path(cache).expanduser() if cache else self.root / "cache"
