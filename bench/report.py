@@ -38,15 +38,19 @@ def main(count):
         if reason := browser.missing():
             print(f"not opened: {reason}")
             return
-        opened, shown = [], []
+        opened, shown, busy = [], [], []
         for _ in range(TIMES):
             with browser.chromium() as driver:
+                driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
                 opened.append(browser.opened(driver, out / "index.html") / 1000)
                 shown.append(float(driver.execute_script("return document.documentElement.dataset.table")) / 1000)
+                metrics = driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+                busy.append(next(m["value"] for m in metrics if m["name"] == "ThreadTime"))
         print(f"table shown after {statistics.median(shown):.2f} s, plots after {statistics.median(opened):.2f} s")
         print(f"(median of {TIMES} starts of Chromium, the slowest {max(opened):.2f} s; the limit is {LIMIT} s)")
+        print(f"of it the page's main thread computed {statistics.median(busy):.2f} s: what another load cannot change")
         if statistics.median(opened) > LIMIT:
-            raise SystemExit("too slow")
+            raise SystemExit("too slow, or the machine is busy")
 
 
 if __name__ == "__main__":

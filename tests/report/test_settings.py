@@ -33,7 +33,7 @@ def test_a_copy_that_was_changed_is_a_setting():
 def test_runs_that_differ_by_seed_name_or_place_are_one_group_and_others_are_not():
     one = config(seed=0)
     other = config(seed=1, name="else", run_id="x", dataset__seed=1, formulation__seed=1, resume="there")
-    watched = config(callback__samples__count=4, callback__evaluate__num_samples=0)
+    watched = config(callback__samples__count=4, callback__evaluate__num_samples=0, trainer__log_every_n_steps=7)
     assert len({*identities(one, other, watched)}) == 1
     for change in ({"optimizer__lr": 0.5}, {"callback__ema__half_life": 7}, {"trainer__max_steps": 3}):
         assert len({*identities(one, config(**change))}) == 2

@@ -38,7 +38,8 @@ def figures(table: Table) -> list[dict[str, Any]]:
         ("noise", "Loss per noise level", _noise_levels(table, styles)),
         ("cost", "Speed and memory", _cost(table, styles)),
     ]
-    return [{"id": name, "title": title, "choices": choices} for name, title, choices in drawn]
+    found = [{"id": name, "title": title, "choices": choices} for name, title, choices in drawn]
+    return sorted(found, key=lambda figure: not figure["choices"])  # what there is nothing to draw for comes last
 
 
 def _styles(table: Table) -> list[tuple[str, str]]:
@@ -366,12 +367,13 @@ def _centre(name: str) -> float:
 
 def _cost(table: Table, styles: list[tuple[str, str]]) -> list[dict[str, Any]]:
     told = [training_summary(row, table.runs) for row in table.groups]
+    speeds, memory = [t["images/s"] for t in told], [t["memory GiB"] for t in told]
+    without = "" if any(m is not None for m in memory) else " No run here has logged its memory: only CUDA runs do."
+    note = "Median over training, mean over seeds; whatever else the machine did counts against it."
     bars: list[tuple[str, str, list[float | None]]] = [
-        ("training, images/s", "Median over training, mean over seeds; whatever else the machine did counts against "
-         "it.", [t["images/s"] for t in told]),
-        ("peak memory, GiB", "Of the device's allocator on CUDA; else resident memory of the process.",
-         [t["memory GiB"] for t in told]),
-    ]  # fmt: skip
+        ("training, images/s", note + without, speeds),
+        ("peak memory, GiB", "Of the device's allocator, the largest over training, mean over seeds.", memory),
+    ]
     for number, column in _columns_of(table, QUALITY):
         if column.sampler and column.sampler != OWN or not bars[2:]:
             speeds = [row.cells[number].speed if number in row.cells else None for row in table.groups]

@@ -10,7 +10,7 @@ const report = (() => {
   function make(tag, attributes = {}, ...children) {
     const node = document.createElement(tag);
     for (const [key, value] of Object.entries(attributes)) {
-      if (key === "class") node.className = value;
+      if (key === "class") node.className = value || "";
       else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
       else if (value !== null && value !== false) node.setAttribute(key, value === true ? "" : value);
     }
@@ -94,7 +94,7 @@ const report = (() => {
       const now = sortBy && sortBy.key === key ? (sortBy.up ? "ascending" : "descending") : "none";
       const arrow = now === "ascending" ? " ▲" : now === "descending" ? " ▼" : "";
       const first = column.better > 0 ? false : true;  // the first click puts the best, or the smallest, on top
-      head.append(make("th", { scope: "col", "aria-sort": now, title: column.title || null }, make("button", {
+      head.append(make("th", { scope: "col", class: column.number ? "number" : null, "aria-sort": now, title: column.title || null }, make("button", {
         type: "button", onclick: () => { sortBy = { key, up: now === "none" ? first : !sortBy.up }; refresh(); $("rows").querySelectorAll("thead button")[used.indexOf(column)].focus(); },
       }, column.name + arrow, column.sub ? make("small", {}, column.sub) : null)));
     }

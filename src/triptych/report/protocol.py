@@ -71,6 +71,9 @@ def describe(flat: dict[str, str]) -> str:
         blocks = take("seeds.blocks")
         several = f", {blocks} such blocks" if blocks not in ("", "1") else ""
         words.append(f"samples {first} to {take('seeds.last')} of seed {take('seeds.seed')}{several}")
+    elif seed := take("seeds.seed"):
+        blocks = take("seeds.blocks")
+        words.append(f"seed {seed}" + (f", {blocks} seed blocks" if blocks not in ("", "1") else ""))
     if weights := take("weights"):
         words.append(f"{weights} weights")
     words += [

@@ -10,9 +10,22 @@ from typing import Any
 TARGET = "_target_"
 ABSENT = "—"  # a setting that a config does not have
 NAMES = ("name", "run_id", "resume", "logger", "choices", "code", "published", "hydra")  # they shape no number
-MEASURING = tuple(  # callbacks that watch: what they measured is in the records, with its protocol
+MEASURING = tuple(  # callbacks that watch, and when: what they measured is in the records, with its protocol
     f"callback.{name}"
     for name in ("evaluate", "samples", "likelihood", "vlb", "progress", "monitor", "checkpoint", "stop", "status")
+) + tuple(
+    f"trainer.{name}"
+    for name in (
+        *("log_every_n_steps", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches", "profiler"),
+        *(
+            "limit_test_batches",
+            "limit_predict_batches",
+            "num_sanity_val_steps",
+            "enable_",
+            "detect_anomaly",
+            "barebones",
+        ),
+    )
 )
 PLACES = re.compile(r"(^|\.)(root|cache|path|folder|dir|out|default_root_dir|weights_file|seed)$")  # and seeds
 

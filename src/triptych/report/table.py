@@ -294,7 +294,7 @@ def _judge(cells: list[Cell], better: int) -> None:
 def training_columns(run: Run) -> dict[str, float | int | None]:
     """What training itself tells: images seen, minutes, images/s and peak memory."""
     speed = [v for _, _, v in run.scalars.get("train/images_per_second", [])]
-    memory = [v for name in ("train/memory_gib", "train/resident_gib") for _, _, v in run.scalars.get(name, [])]
+    memory = [v for _, _, v in run.scalars.get("train/memory_gib", [])]  # of the allocator, on CUDA only
     return {
         "images seen": run.images_seen,
         "minutes": None if run.seconds is None else run.seconds / 60,
