@@ -36,10 +36,16 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "formulation": WAIST,
     "generate": WAIST | {"sampler", "metric", "image"},
     "record": WAIST | {"sampler", "metric", "image", "disk"},
-    "evaluation": MEASURING,
-    "doctor": {"dataset", "metric", "schedule"},
+    "progress": set(),
+    "collection": {"progress"},
+    "reference": {"collection", "metric", "progress"},
+    "cost": WAIST | {"generate"},
+    "evaluation": MEASURING | {"reference", "collection", "progress"},
+    "explain": set(),
+    "tradeoff": {"record", "disk"},
+    "doctor": {"dataset", "metric", "schedule", "progress"},
     "scalars": set(),
-    "tracking": {"image", "scalars", "disk"},
+    "tracking": {"image", "scalars", "record", "disk"},
     "callback": MEASURING | {"tracking", "posthoc", "disk", "status", "signals"},
     "layout": set(),
     "run": MEASURING | {"callback", "tracking", "formulation", "posthoc", "layout", "disk", "status"},
@@ -48,6 +54,7 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "cli": {"run", "layout", "check"},
     "training": MEASURING | {"callback", "tracking", "formulation", "dataset", "run", "disk", "signals", "cli"},
     "sweep": {"callback", "check", "cli", "dataset", "disk", "noise", "record", "signals", "status"},
+    "cells": {"cli"},
 }
 GROUPS = ("formulation", "schedule", "model", "sampler", "guidance", "dataset", "metric", "callback")  # of conf and src
 INTERCHANGEABLE = ("formulation", "model", "sampler", "dataset", "guidance")  # only Hydra names their classes

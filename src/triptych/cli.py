@@ -6,12 +6,13 @@ Every script is `cli.command("train", task)`; torch and Lightning are imported b
 import contextlib
 import difflib
 import functools
+import io
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,6 +20,7 @@ from triptych.check import check
 from triptych.layout import config_beside
 
 CONF = Path(__file__).parents[2] / "conf"
+Built = TypeVar("Built")
 BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 VALUED_OPTIONS = (  # Hydra's, each followed by a value
     *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
@@ -182,6 +184,21 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, (OmegaConfBaseException, YAMLError, ValueError, OSError)):
         return " ".join(str(error).split())
     return None
+
+
+def attempt(build: Callable[[], Built], name: str) -> tuple[Built | None, str]:
+    """What `build` gives; or None and the sentence by which a config called `name` would be refused."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), refusals():
+            return build(), ""
+    except (HydraException, OmegaConfBaseException) as error:
+        return None, explain(error, name)
+    except SystemExit:
+        return None, said.getvalue().strip().partition(": ")[2]
 
 
 def need(config: DictConfig, key: str) -> None:

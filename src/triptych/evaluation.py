@@ -1,41 +1,52 @@
 """From samples and metrics to records: the one way a number is measured, in training and after it."""
 
-import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from triptych import reference
+from triptych.collection import Collection
 from triptych.denoiser import Denoiser
-from triptych.generate import Job, Progress, evaluating, storable
-from triptych.metric import FeatureMetric, FrechetDistance, PerImage, Statistics
+from triptych.generate import Job, Watcher, evaluating, storable
+from triptych.metric import FeatureMetric, PerImage, Statistics
+from triptych.progress import bar
 from triptych.record import Record, describe_sampler, short_count
 
-CHUNK = 500  # reference images a feature pass
-POINTS = 10_000  # real points in the plane that generated ones are compared with
 QUANTISATION = "uint8, floor(127.5 x + 128)"
 
 
 class Evaluator:
-    """Measures a metric, or several on the features of one pass, against one split of a dataset.
+    """Measures a metric, or several on the features of one pass, against a reference.
 
-    A metric of samples (`FeatureMetric`) is given the samples of a job; a metric of the denoiser (`PerImage`: bits per
-    dimension) the images of the split itself.
+    A metric of samples (`FeatureMetric`) is given the samples of a job, or somebody's images; a metric of the denoiser
+    (`PerImage`: bits per dimension) the images of the split itself.
 
     Args:
         name: of the metric; of several, each has its own.
-        split: the reference: "train" or "test" (T-F5); a metric of the denoiser reads it image by image.
+        dataset: what the samples resemble; may be None if the reference is a file.
+        against: the reference: "train", "val" or "test" (T-F5), or a file (see `reference.use`); a metric of the
+            denoiser reads the split image by image.
+
+    Attributes:
+        notes: sentences about what the last value suffers from, such as fewer samples than features (T-F4).
     """
 
-    def __init__(self, metric: Metric | MetricCollection, name: str, dataset: Any, split: str = "train") -> None:
-        self.metric, self.name, self.dataset, self.split = metric, name, dataset, split
+    def __init__(self, metric: Metric | MetricCollection, name: str, dataset: Any, against: str = "train") -> None:
+        reference.check(against)
+        self.metric, self.name, self.dataset, self.against = metric, name, dataset, against
         self.parts: dict[str, Metric] = {name: metric}  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(metric, MetricCollection):
             self.parts = {str(part): m for part, m in metric.items(keep_base=True)}  # pyright: ignore
+        if not self.of_samples and against not in reference.SPLITS:
+            raise ValueError(f"{name} scores the images of a split: give reference=train, val or test, not {against}.")
         self._reference: dict[str, Any] | None = None
+        self.notes: list[str] = []
 
     @property
     def of_samples(self) -> bool:
@@ -49,100 +60,135 @@ class Evaluator:
             if count < fewest:
                 raise ValueError(f"metric={name} needs num_samples of at least {fewest}, got {count}.")
 
-    def prepare(self, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """Builds the reference once, or finds it in the cache; tells what it is. Every process reads all of it."""
-        if self._reference is not None:
-            return self._reference
-        images = self.dataset.images(self.split)
-        if images.ndim == 2:
-            images = images[:POINTS]
-        self.metric.to(device)
-        missing = [m for m in self.parts.values() if isinstance(m, FeatureMetric) and not self._cached(m, len(images))]
-        for i in range(0, len(images) if missing else 0, CHUNK):
-            chunk = torch.from_numpy(images[i : i + CHUNK].copy())
-            index = torch.arange(i, i + len(chunk))
-            extractor = missing[0].extractor
-            features = chunk if extractor is None else extractor(chunk, missing[0].device)
-            for metric in missing:
-                metric.update_features(features, real=True, index=index)
-        for metric in missing:
-            metric.freeze_reference()
-            if isinstance(metric, FrechetDistance) and metric.extractor is not None and metric.extractor.sha256:
-                with contextlib.suppress(OSError):  # a place that cannot be written: dataset.cache names another
-                    metric.reference.save(self._cache(metric, len(images)))
-        self._reference = {
-            "dataset": self.dataset.name,
-            "split": self.split,
-            "transform": self.dataset.transform_hash,
-            "num_images": len(images),
-        }
+    def prepare(self, device: torch.device | str = "cpu", shown: bool = False) -> dict[str, Any]:
+        """Builds the reference once, or finds it in the cache; tells what it is."""
+        if self._reference is None:
+            self.metric.to(device)
+            if self.of_samples:
+                metrics = [m for m in self.parts.values() if isinstance(m, FeatureMetric)]
+                self._reference = reference.use(metrics, self.dataset, self.against, shown)
+            else:
+                self._reference = reference.describe(self.dataset, self.against)
         return self._reference
 
-    def _cache(self, metric: FrechetDistance, count: int) -> Path:
-        extractor = metric.extractor
-        assert extractor is not None
-        key = f"{self.dataset.name}-{self.split}-{self.dataset.transform_hash}-{count}"
-        return Path(self.dataset.cache) / "statistics" / f"{extractor.name}-{(extractor.sha256 or '')[:8]}-{key}.npz"
+    def save_reference(self, path: Path | str) -> Path:
+        """Writes the reference's mu and sigma, as the ADM evaluator, EDM and pytorch-fid read them."""
+        self.prepare()
+        for metric in self.parts.values():
+            known = getattr(metric, "reference", None)
+            if isinstance(known, Statistics):
+                known.save(path)
+                return Path(path)
+        raise ValueError(f"metric={self.name} keeps no mu and sigma of its reference: give a Fréchet distance.")
 
-    def _cached(self, metric: FeatureMetric, count: int) -> bool:
-        if not isinstance(metric, FrechetDistance) or metric.extractor is None or not metric.extractor.sha256:
-            return False
-        path = self._cache(metric, count)
-        if not path.exists():
-            return False
-        metric.use_reference(Statistics.load(path))
-        return True
+    def measure(
+        self,
+        job: Job,
+        progress: Watcher | None = None,
+        rank: int = 0,
+        world: int = 1,
+        keep: Callable[[range, Tensor], None] | None = None,
+    ) -> dict[str, float]:
+        """Samples the job, every rank its share, and computes every metric on all of it. The same on every rank.
 
-    def measure(self, job: Job, progress: Progress | None = None, rank: int = 0, world: int = 1) -> dict[str, float]:
-        """Samples the job, every rank its share, and computes every metric on all of it. The same on every rank."""
+        What fails on one rank fails on all, with the same sentence.
+
+        Args:
+            keep: is given the indices and the stored samples (uint8) of each of this rank's blocks.
+        """
         self.prepare(job.device)
-        for indices, x in job.run(progress, rank, world):
-            self.metric.update(storable(x), real=False, index=torch.tensor(indices))
+        error: Exception | None = None
+        try:
+            for indices, x in job.run(progress, rank, world):
+                if not bool(torch.isfinite(x).all()):
+                    raise ValueError(f"The samples {indices.start} to {indices.stop - 1} hold NaN or Inf.")
+                stored = storable(x)
+                self.metric.update(stored, real=False, index=torch.tensor(indices))
+                if keep is not None:
+                    keep(indices, stored)
+        except Exception as failure:
+            error = failure
+        if failed := next(filter(None, gathered(str(error) if error else "", world)), ""):
+            self.metric.reset()
+            raise error or RuntimeError(failed)
+        return self._values()
+
+    def measure_images(self, collection: Collection, shown: bool = False) -> dict[str, float]:
+        """Computes every metric on somebody's images."""
+        self.prepare(shown=shown)
+        images = collection.images
+        with bar("images", len(images), shown) as advance:
+            for i in range(0, len(images), reference.CHUNK):
+                chunk = torch.from_numpy(images[i : i + reference.CHUNK].copy())
+                self.metric.update(chunk, real=False, index=torch.arange(i, i + len(chunk)))
+                advance(len(chunk))
         return self._values()
 
     def measure_denoiser(
-        self, denoiser: Denoiser, device: torch.device | str, count: int | None = None, rank: int = 0, world: int = 1
+        self,
+        denoiser: Denoiser,
+        device: torch.device | str,
+        count: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        shown: bool = False,
     ) -> dict[str, float]:
         """Scores the split's images, or the first `count` of them, every rank its share."""
-        images = self.dataset.images(self.split)[:count]
+        images = self.dataset.images(self.against)[:count]
         self.prepare(device)
-        with evaluating(denoiser):
-            first, end = rank * len(images) // world, (rank + 1) * len(images) // world
+        first, end = rank * len(images) // world, (rank + 1) * len(images) // world
+        with evaluating(denoiser), bar(self.name, end - first, shown) as advance:
             for i in range(first, end, 100):
                 chunk = torch.from_numpy(images[i : min(i + 100, end)].copy()).to(device)
                 self.metric.update(denoiser, chunk, index=torch.arange(i, i + len(chunk)))
+                advance(len(chunk))
         return self._values()
 
     def _values(self) -> dict[str, float]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fewer samples than features: N is in the name
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             values = dict(_flat(self.name, self.metric.compute()))
+        self.notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
         self.metric.reset()
         return values
 
     def record(self, name: str, values: list[float], job: Job | None, count: int, **protocol: Any) -> Record:
-        """The record of one of the measured values over seed blocks; without a job, of a metric of the denoiser."""
+        """The record of one of the measured values over seed blocks; without a job, of a metric of the denoiser.
+
+        `protocol` says the rest, and what it says goes before what follows from the job.
+        """
         metric = self.parts.get(name.partition("/")[0], next(iter(self.parts.values())))
         extractor = getattr(metric, "extractor", None)
-        images = len(self.dataset.shape) == 3
-        return Record(
-            metric=f"{name}_{short_count(count)}",
-            values=values,
-            num_samples=count,
-            extractor=None if extractor is None else {"name": extractor.name, "sha256": extractor.sha256},
-            reference=self.prepare(),
-            quantisation=QUANTISATION if images and job else "uniform dequantisation" if images else "none",
-            resize=getattr(extractor, "resize", None) or "none",
-            sampler=describe_sampler(job.sampler) if job else None,
-            nfe=job.nfe if job else None,
-            images_per_second=job.images_per_second if job else None,
-            seeds={"seed": job.seed, "first": job.first, "last": job.first + job.count - 1, "blocks": len(values)}
+        points = self.dataset is not None and len(self.dataset.shape) == 1
+        dequantised = getattr(metric, "quantisation", "uniform dequantisation")
+        said = {
+            "metric": f"{name}_{short_count(count)}",
+            "values": values,
+            "num_samples": count,
+            "extractor": None if extractor is None else {"name": extractor.name, "sha256": extractor.sha256},
+            "reference": self.prepare(),
+            "quantisation": "none" if points else QUANTISATION if job else dequantised,
+            "resize": getattr(extractor, "resize", None) or "none",
+            "sampler": describe_sampler(job.sampler) if job else None,
+            "nfe": job.nfe if job else None,
+            "images_per_second": job.images_per_second if job else None,
+            "seeds": {"seed": job.seed, "first": job.first, "last": job.first + job.count - 1, "blocks": len(values)}
             if job
             else {"seed": getattr(metric, "seed", 0), "blocks": len(values)},
-            labels=job.labels if job else None,
-            standard_error=getattr(metric, "standard_error", None),
-            **protocol,
-        )
+            "labels": job.labels if job else None,
+            "standard_error": getattr(metric, "standard_error", None),
+            "arguments": getattr(metric, "arguments", None) or None,
+        }
+        return Record(**said | protocol)
+
+
+def gathered(value: Any, world: int) -> list[Any]:
+    """The value of every process, in the order of their rank."""
+    if world == 1:
+        return [value]
+    values: list[Any] = [None] * world
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -7,7 +7,7 @@ blocks, so that the network sees the same batches, and gives the same bits, at a
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed
@@ -46,6 +46,16 @@ class Counted:
         return self._denoiser.moments(x_t, t, cond)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+class Watcher(Protocol):
+    """Is told how far a job is."""
+
+    def call(self, size: int, calls: int) -> None:
+        """`calls` network calls have been made in the current block of `size` samples."""
+
+    def block(self, size: int, calls: int) -> None:
+        """A block of `size` samples is finished, on all devices together, with `calls` network calls each."""
+
+
 @dataclass
 class Job:
     """What is to be sampled. `nfe` and `images_per_second` are known once samples have been made.
@@ -56,7 +66,8 @@ class Job:
         seed: of the whole set.
         first: index of the first sample, so that disjoint sets have disjoint indices.
         block: samples a network call; the last block is smaller.
-        labels: one label for all, a list of them that is repeated, "random", or None for unconditional.
+        labels: one label for all, a list of them that is repeated, "random", "balanced" (each equally often), or
+            None for unconditional.
         num_classes: needed for random labels.
         init: images in [-1, 1] to begin with, [n, ...] (SDEdit): sample i begins with number i mod n, at the sampler's
             t_start; None begins with noise, at t = 1.
@@ -99,14 +110,18 @@ class Job:
             return
         if not self.num_classes:
             raise ValueError("labels were asked for, but this model was trained without them: drop labels=….")
-        chosen = [] if self.labels == "random" else [self.labels] if isinstance(self.labels, int) else list(self.labels)
+        if self.labels in ("random", "balanced"):
+            return
+        chosen = [self.labels] if isinstance(self.labels, int) else list(self.labels)
         if any(not isinstance(k, int) or not -1 <= k < self.num_classes for k in chosen):
-            raise ValueError(f"labels must be 0 to {self.num_classes - 1}, or random, got {self.labels}.")
+            raise ValueError(f"labels must be 0 to {self.num_classes - 1}, balanced or random, got {self.labels}.")
 
     def cond(self, indices: range) -> Tensor | None:
         """The labels of these samples, a function of (seed, index). int64 [B], or None."""
         if self.labels is None:
             return None
+        if self.labels == "balanced":
+            return torch.tensor([i % self.num_classes for i in indices], device=self.device)
         if isinstance(self.labels, str):
             return labels(self.seed, indices, self.num_classes).to(self.device)
         chosen = [self.labels] if isinstance(self.labels, int) else list(self.labels)
@@ -117,7 +132,7 @@ class Job:
         edges = range(self.first, self.first + self.count, self.block)
         return [range(i, min(i + self.block, self.first + self.count)) for i in edges][rank::world]
 
-    def run(self, progress: "Progress | None" = None, rank: int = 0, world: int = 1) -> Iterator[tuple[range, Tensor]]:
+    def run(self, progress: Watcher | None = None, rank: int = 0, world: int = 1) -> Iterator[tuple[range, Tensor]]:
         """Makes this rank's share, block by block: (indices, x in [-1, 1] [B, ...])."""
         counted = Counted(self.denoiser)
         began, made = time.perf_counter(), 0
@@ -148,7 +163,7 @@ class Job:
         yield x
         yield from self.sampler.trajectory(denoiser or self.denoiser, x, self.cond(indices), noise)
 
-    def collect(self, progress: "Progress | None" = None, rank: int = 0, world: int = 1) -> Tensor:
+    def collect(self, progress: Watcher | None = None, rank: int = 0, world: int = 1) -> Tensor:
         """All samples on every rank, on the CPU in the order of their index: images as uint8, points as float32."""
         mine = [(indices, storable(x).cpu()) for indices, x in self.run(progress, rank, world)]
         if world > 1:
@@ -216,12 +231,10 @@ class Progress:
         self._bar.stop()
 
     def call(self, size: int, calls: int) -> None:
-        """`calls` network calls have been made in the current block of `size` samples."""
         share = min(1.0, calls / self._calls_a_block) if self._calls_a_block else 0.0
         self._show(self._done + share * size)
 
     def block(self, size: int, calls: int) -> None:
-        """A block is finished."""
         self._done += size
         self._calls_a_block = calls
         self._show(self._done)

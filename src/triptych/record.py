@@ -31,6 +31,8 @@ class Record:
         labels: how labels were chosen, or None.
         images_seen: by the network in training.
         world_size: number of processes; it must not change the value.
+        arguments: of the metric, where it has any that shape the number: subset size, splits, k.
+        source: of samples that were not made here: file, format, its checksum.
     """
 
     metric: str
@@ -51,6 +53,8 @@ class Record:
     world_size: int
     run: str
     standard_error: float | None = None
+    arguments: dict[str, Any] | None = None
+    source: dict[str, Any] | None = None
     code: dict[str, Any] = field(default_factory=lambda: code_version())
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
@@ -93,14 +97,20 @@ class Record:
 
     def describe(self) -> str:
         """One line for people: the value and what it was measured with."""
-        plus_minus = f" ± {self.spread:.3g}" if self.spread is not None else ""
+        plus_minus = ""
+        if self.spread is not None:
+            plus_minus = f" ± {self.spread:.3g} over {len(self.values)} seed blocks (minimum {min(self.values):.4g})"
         if self.spread is None and self.standard_error is not None:
             plus_minus = f" ± {self.standard_error:.2g} (s.e.)"
         parts = [f"{self.metric} {self.value:.4g}{plus_minus}"]
         if self.sampler:
             parts.append(f"{self.sampler.get('name', 'sampler')}, {self.nfe} network calls")
+        if self.source:
+            parts.append(f"of {self.source.get('file')}")
         if self.reference:
             parts.append(f"against {self.reference.get('dataset')}/{self.reference.get('split')}")
+        if self.arguments:
+            parts.append(", ".join(f"{key} {value}" for key, value in self.arguments.items()))
         parts.append(f"weights {self.weights}")
         return "; ".join(parts)
 

@@ -8,6 +8,7 @@ import csv
 import netrc
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -17,9 +18,20 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from triptych import disk
+from triptych.record import Record
 from triptych.scalars import AXIS, read_csv
 
-__all__ = ["AXIS", "MetricsCSV", "connect", "finish", "how_to_look", "log_picture", "log_scalars", "read_csv"]
+__all__ = [
+    "AXIS",
+    "MetricsCSV",
+    "connect",
+    "finish",
+    "how_to_look",
+    "log_evaluation",
+    "log_picture",
+    "log_scalars",
+    "read_csv",
+]
 
 INIT_TIMEOUT = 30  # seconds W&B may take to answer before the run goes on offline
 
@@ -160,6 +172,72 @@ def how_to_look(logger: WandbLogger | None, folder: Path) -> str:
         return run.url
     where = _short(Path(run.dir).parent)
     return f"offline; look with `wandb leet {where}`, bring it there with `wandb sync {where}`"
+
+
+def name_of(record: Record, settings: Mapping[str, str]) -> str:
+    """What W&B calls the number of a later evaluation, e.g. evaluation/fd_digits_1k/DDIM steps 20."""
+    sampler = record.sampler or {}
+    said = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key != "sampler"]
+    said = said or [f"steps {sampler['steps']}"] * ("steps" in sampler)
+    about = (record.reference or {}).get("split")
+    rest = [record.weights] * (not record.weights.startswith("ema(half")) + [str(about)] * (about != "train")
+    return "/".join(["evaluation", record.metric, " ".join([str(sampler.get("name", "")), *said]).strip(), *rest])
+
+
+def log_evaluation(
+    folder: Path, stored: Mapping[str, Any], records: Mapping[str, Record], pictures: Mapping[str, Path]
+) -> str | None:
+    """Adds the numbers of an evaluation after training to the run's own W&B run; tells where to look.
+
+    Online the run is resumed. Offline a second segment with the same id comes to lie beside the first; `wandb sync`
+    brings them there in the order of their start, as one run. A number that has been logged is not logged again. Never
+    raises: the records are written already, and matter more.
+
+    Args:
+        stored: the run's config: `run_id`, and `logger` with its project.
+        records: by the name that W&B shows. pictures: files, likewise.
+    """
+    settings, run_id, told = stored.get("logger"), stored.get("run_id"), folder / "wandb" / "evaluations.txt"
+    if not settings or not run_id or not (folder / "wandb").is_dir() or os.environ.get("WANDB_MODE") == "disabled":
+        return None
+    done = set(told.read_text().splitlines()) if told.exists() else set()
+    lines = {name: f"{name} {record.key} {record.values}" for name, record in records.items()}
+    new = {name: record for name, record in records.items() if lines[name] not in done}
+    if not new:
+        return "has these numbers already"
+    before = {name: os.environ.get(name) for name in ("WANDB_DATA_DIR", "WANDB_MODE", "WANDB_SILENT")}
+    try:
+        where = {key: settings[key] for key in ("project", "entity") if settings.get(key)}
+        logger = connect(where, folder, str(run_id), {})
+        if logger is None:
+            return None
+        try:
+            _add(logger, new, pictures)
+            look = how_to_look(logger, folder)
+            if logger.experiment.settings._offline:
+                look = f"offline, a second segment of the same run; `wandb sync {_short(folder)}/wandb/offline-run-*`"
+        finally:
+            finish(logger)
+        with told.open("a") as file:
+            file.writelines(f"{lines[name]}\n" for name in new)
+        return look
+    except Exception as error:  # whatever W&B does, the records are there
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"failed ({reason}); the records are written"
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _add(logger: WandbLogger, records: Mapping[str, Record], pictures: Mapping[str, Path]) -> None:
+    import wandb
+
+    seen = max(record.images_seen or 0 for record in records.values())
+    shown: dict[str, Any] = {name: record.value for name, record in records.items()}
+    shown |= {f"evaluation/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
+    logger.experiment.log({**shown, AXIS: seen})
 
 
 def finish(logger: WandbLogger | None) -> None:

@@ -115,10 +115,17 @@ def test_kernel_distance_averages_its_subsets():
     assert float(metric.compute()) == pytest.approx(naive_mmd(real, fake), abs=5 * error)
 
 
-def test_subsets_larger_than_the_sets_are_refused():
-    metric = filled(KernelDistance(Pixels(), subset_size=100), normal(60, 1), normal(120, 2))
-    with pytest.raises(ValueError, match="subsets of 100 from 60 real and 120 generated"):
-        metric.compute()
+def test_small_sets_make_small_subsets_and_say_so():
+    """60 samples where 100 are asked for: subsets of 60, or the whole if both sides are no larger."""
+    real, fake = normal(60, 1), normal(120, 2)
+    metric = filled(KernelDistance(Pixels(), subset_size=100, subsets=3), real, fake)
+    assert torch.equal(metric.subset_values(), filled(KernelDistance(Pixels(), 60, 3), real, fake).subset_values())
+    assert metric.arguments == {"subset_size": 60, "subsets": 3, "seed": 0}
+    whole = filled(KernelDistance(Pixels(), subset_size=100), real, fake[:60])
+    assert whole.compute() == filled(KernelDistance(Pixels(), subset_size=None), real, fake[:60]).compute()
+    assert whole.arguments == {"subset_size": "all", "subsets": 1, "seed": 0}
+    with pytest.raises(ValueError, match="subset_size must be at least 2"):
+        KernelDistance(Pixels(), subset_size=1)
 
 
 # Precision and recall

@@ -27,6 +27,7 @@ class FeatureMetric(Metric, ABC):
     is_differentiable = False
     full_state_update = False
     fewest = 2
+    reads_real = True  # whether real images matter at all
 
     def __init__(self, extractor: nn.Module | FrozenExtractor | None, reset_real: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -65,6 +66,11 @@ class FeatureMetric(Metric, ABC):
         if index is not None and index.shape != (len(features),):
             raise ValueError(f"There are {len(features)} samples, but the index is {list(index.shape)}.")
         self.add(features.detach().to(self.device), real, index)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What else shapes the number, for its record."""
+        return {}
 
     def update_features(self, features: Tensor, real: bool, index: Tensor | None = None) -> None:
         """Features [N, D] that somebody else has computed."""

@@ -1,6 +1,7 @@
 """Bits per dimension by the probability-flow ODE."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,11 @@ class BitsPerDim(PerImage):
         self.divergence, self.rtol, self.atol, self.steps, self.repeats = divergence, rtol, atol, steps, repeats
         self.calls: list[Tensor] = []
         self.add_state("calls", [], dist_reduce_fx="cat")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        solver = {"rtol": self.rtol, "atol": self.atol} if self.steps is None else {"steps": self.steps}
+        return {"divergence": self.divergence, **solver, "repeats": self.repeats}
 
     def score(self, denoiser: Denoiser, images: Tensor, cond: Cond, noise: Noise) -> Tensor:
         total = torch.zeros(len(images), dtype=torch.float64, device=images.device)

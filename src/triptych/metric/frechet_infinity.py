@@ -44,6 +44,10 @@ class FrechetInfinity(FeatureMetric):
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:
         self.add_features(features, real, index)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"points": self.points, "smallest": self.smallest, "seed": self.seed}
+
     def real_summary(self) -> Statistics:
         return self.reference or Statistics.from_features(self.stored(real=True, at_least=2), self.extractor.name)
 

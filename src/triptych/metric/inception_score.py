@@ -20,6 +20,7 @@ class InceptionScore(FeatureMetric):
     """
 
     higher_is_better = True
+    reads_real = False
     split_n: Tensor  # [splits]
     split_p: Tensor  # sum p(y | x), [splits, classes]
     split_p_log_p: Tensor  # sum over x and y of p log p, [splits]
@@ -50,6 +51,10 @@ class InceptionScore(FeatureMetric):
         self.split_n.index_add_(0, split, torch.ones_like(p[:, 0]))
         self.split_p.index_add_(0, split, p)
         self.split_p_log_p.index_add_(0, split, (p * log_p).sum(1))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"splits": len(self.split_n)}
 
     def real_summary(self) -> None:
         """The score needs no real images."""

@@ -17,7 +17,8 @@ class KernelDistance(FeatureMetric):
     values of different N compare. Called `kid` only with the features of `Inception`.
 
     Attributes:
-        subset_size: samples a side in one subset; None: one set of all samples, whose cost grows with N^2.
+        subset_size: samples a side in one subset, all of the smaller side if it has fewer; None: one set of all
+            samples, whose cost grows with N^2. What was taken is told by `arguments`.
         subsets: how many subsets.
         seed: of the draw of subsets.
     """
@@ -35,8 +36,12 @@ class KernelDistance(FeatureMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(extractor, reset_real, **kwargs)
+        if subset_size is not None and subset_size < 2:
+            raise ValueError(f"KernelDistance: subset_size must be at least 2, or null for all, got {subset_size}.")
+        if subsets < 1:
+            raise ValueError(f"KernelDistance: subsets must be at least 1, got {subsets}.")
         self.subset_size, self.subsets, self.seed = subset_size, subsets, seed
-        self.fewest = max(2, subset_size or 2)
+        self._taken = (subset_size, subsets)  # at the last compute
         self.store_features()
 
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:
@@ -53,20 +58,23 @@ class KernelDistance(FeatureMetric):
     def subset_values(self) -> Tensor:
         """The estimate of each subset, float64 [subsets]; their std over sqrt(subsets) is the draw's error."""
         real, fake = self.stored(real=True, at_least=2), self.stored(real=False, at_least=2)
-        if self.subset_size is None:
+        size = min(self.subset_size or max(len(real), len(fake)), len(real), len(fake))
+        if self.subset_size is None or size == len(real) == len(fake):  # every subset would be the whole
+            self._taken = (None, 1)
             return unbiased_mmd(self.kernel, real, fake)[None]
-        if self.subset_size > min(len(real), len(fake)):
-            raise ValueError(
-                f"KernelDistance draws subsets of {self.subset_size} from {len(real)} real and {len(fake)} generated "
-                "samples: make more, or set subset_size to at most the fewer of them (null: all at once)."
-            )
+        self._taken = (size, self.subsets)
         generator = torch.Generator().manual_seed(self.seed)
 
         def draw(features: Tensor) -> Tensor:
-            chosen = torch.randperm(len(features), generator=generator)[: self.subset_size]
+            chosen = torch.randperm(len(features), generator=generator)[:size]
             return features[chosen.to(features.device)]
 
         return torch.stack([unbiased_mmd(self.kernel, draw(real), draw(fake)) for _ in range(self.subsets)])
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        size, subsets = self._taken
+        return {"subset_size": size or "all", "subsets": subsets, "seed": self.seed}
 
     def compute(self) -> Tensor:
         """[] float64."""

@@ -49,6 +49,10 @@ class MMD(FeatureMetric):
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:
         self.add_features(features, real, index)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"bandwidths": list(self.bandwidths)}
+
     def real_summary(self) -> Tensor:
         return self.stored(real=True)
 

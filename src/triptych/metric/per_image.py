@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,11 @@ class PerImage(Metric, ABC):
     @abstractmethod
     def score(self, denoiser: Denoiser, images: Tensor, cond: Cond, noise: Noise) -> Tensor:
         """The number of each image. [B, ...] -> [B]."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What else shapes the number, for its record."""
+        return {}
 
     def update(
         self, denoiser: Denoiser, images: Tensor, cond: Cond = None, index: Tensor | list[int] | None = None

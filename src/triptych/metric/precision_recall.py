@@ -31,6 +31,10 @@ class PrecisionRecall(FeatureMetric):
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:
         self.add_features(features, real, index)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"k": self.k}
+
     def real_summary(self) -> Tensor:
         return self.stored(real=True)
 

@@ -25,6 +25,10 @@ class SlicedWasserstein(FeatureMetric):
     def add(self, features: Tensor, real: bool, index: Tensor | None) -> None:
         self.add_features(features, real, index)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"directions": self.directions, "seed": self.seed}
+
     def real_summary(self) -> Tensor:
         return self.stored(real=True)
 

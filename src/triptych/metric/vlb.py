@@ -14,6 +14,8 @@ class VLB(PerImage):
     Ho, Jain, Abbeel 2020. arXiv:2006.11239, Eq. 5. For denoisers with a `variational_bound`, that is DDPM.
     """
 
+    quantisation = "none: the decoder gives probabilities of 256 levels"
+
     def score(self, denoiser: Denoiser, images: Tensor, cond: Cond, noise: Noise) -> Tensor:
         if not hasattr(denoiser, "variational_bound"):
             raise ValueError("The metric vlb needs a DDPM; for any other formulation choose bits_per_dim.")
