@@ -8,14 +8,19 @@ from triptych import cli
 def train(config: DictConfig) -> None:
     from triptych import signals
 
-    with signals.listening() as asked:
-        try:
-            from triptych import training
+    try:
+        with signals.listening() as asked:
+            try:
+                from triptych import training
 
-            training.train(config, asked)
-        except signals.Interrupted:
-            print("\nInterrupted before the first step: nothing was trained.")
-            raise SystemExit(asked.exit_code) from None
+                training.train(config, asked)
+            except signals.Interrupted:
+                print("\nInterrupted before the first step: nothing was trained.")
+                raise SystemExit(asked.exit_code) from None
+    except SystemExit as stop:
+        if stop.code == signals.REQUEUE:
+            signals.resubmit()
+        raise
 
 
 if __name__ == "__main__":

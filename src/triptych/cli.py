@@ -50,6 +50,8 @@ def command(
                 with refusals():
                     check(config, choices(), CONF)
                 return task(config)
+        except SystemExit as stop:
+            return _ended(stop)
         finally:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))  # made by Hydra, and not needed after all
 
@@ -70,6 +72,14 @@ def command(
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+
+
+def _ended(stop: SystemExit) -> None:
+    """In a job of submitit, which would take SystemExit for a crash, an exit code means what it means at a prompt."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        raise stop
+    if stop.code:
+        raise RuntimeError(f"ended with exit code {stop.code}") from None
 
 
 def _check_form(arguments: list[str]) -> None:
@@ -118,7 +128,14 @@ def quiet() -> None:
 
     for name in ("lightning.pytorch", "lightning.fabric", "wandb"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*LeafSpec", ".*have many workers", ".*weights_only", ".*IterableDataset", ".*Grad strides"):
+    for message in (
+        ".*srun",
+        ".*LeafSpec",
+        ".*have many workers",
+        ".*weights_only",
+        ".*IterableDataset",
+        ".*Grad strides",
+    ):
         warnings.filterwarnings("ignore", message)
 
 
@@ -220,6 +237,8 @@ def explain(error: Exception, name: str) -> str:
     if key := re.search(r"Could not override '([^']+)'", text):
         wanted = key[1]
         known = _keys(name)
+        if wanted in known:  # by default, but not with the options on this command line
+            return f"There is no setting {wanted!r} beside the options given here."
         near = difflib.get_close_matches(wanted, known, 3, 0.6)
         near = near or [k for k in known if k.rpartition(".")[2] == wanted.rpartition(".")[2]][:3]
         hint = f"did you mean {' or '.join(near)}?" if near else "see --help, or --cfg job for every key."
@@ -308,9 +327,12 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     """
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     folder = given.get("resume")
+    many = bool({"-m", "--multirun"} & {*arguments})
+    if many and folder is None and given.get("hydra/launcher", "processes") != "processes":
+        return [*arguments, "resume=auto"]  # a job that is submitted again goes on
     if not folder or folder == "null":
         return arguments
-    if {"-m", "--multirun"} & {*arguments}:
+    if many:
         if folder == "auto":
             return arguments  # every trial looks in its own folder
         return _sweep_arguments(Path(folder), [a for a in arguments if not a.startswith("resume=")])
@@ -407,3 +429,6 @@ def quoted(value: object) -> str:
         return "{" + ",".join(f"{k}:{quoted(v)}" for k, v in value.items()) + "}"
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", "\\'"), str(value))
     return f"'{escaped}'"  # backslashes are special before a quote only
+
+
+register_resolvers()  # here, for jobs that a launcher has pickled: they import this, and call nothing

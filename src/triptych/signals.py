@@ -1,6 +1,7 @@
 """Being asked to stop: which signals, which exit codes, and when they may interrupt. Imports nothing heavy."""
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: saved, and to be started again by the same command
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: REQUEUE}
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: REQUEUE, signal.SIGUSR2: REQUEUE}
 AGAIN = 1.0  # seconds after which another Ctrl-C is a second wish, and no echo of the first by a launcher
 
 
@@ -61,3 +62,10 @@ def listening() -> Iterator[Asked]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def resubmit() -> None:
+    """Inside a submitit job, which hears SIGUSR2 before its time is up: lets submitit put it back in the queue."""
+    handler = signal.getsignal(signal.SIGUSR2)
+    if "SUBMITIT_EXECUTOR" in os.environ and callable(handler):
+        handler(signal.SIGUSR2, None)

@@ -37,7 +37,7 @@ def write_table(folder: Path, study: Study, objectives: Sequence[str]) -> Path:
         writer = csv.writer(file)
         writer.writerow(["trial", "state", *objectives, *names, "measurements", "host", "folder", "reason"])
         for t in trials:
-            values = t.values or [""] * len(objectives)
+            values = t.values if t.state == TrialState.COMPLETE and t.values else [""] * len(objectives)
             about = [t.user_attrs.get(key, "") for key in ("host", "folder", "reason")]
             parameters = [t.params.get(name, "") for name in names]
             writer.writerow([t.number, NAMES[t.state], *values, *parameters, len(t.intermediate_values), *about])

@@ -113,18 +113,19 @@ class Plan:
 
     def _read_objectives(self, sweep: dict[str, Any]) -> None:
         objectives, prune_on = sweep["objectives"], sweep["prune_on"]
-        if not isinstance(objectives, dict) or not objectives:
-            raise ValueError("sweep.objectives must name a number and a direction, such as {final: minimize}.")
-        for name, direction in objectives.items():
-            if direction not in ("minimize", "maximize"):
-                raise ValueError(f"sweep.objectives.{name} must be minimize or maximize, got {direction!r}.")
+        asked = [str(o).split() for o in objectives] if isinstance(objectives, list) else []
+        for words in asked:
+            if len(words) != 2 or words[0] not in ("minimize", "maximize"):
+                raise ValueError(f"sweep.objectives: write minimize or maximize, then what; got {' '.join(words)!r}.")
+        if not asked:
+            raise ValueError("sweep.objectives must be a list of what is wanted, such as [minimize final].")
         prunes = not isinstance(self.pruner, NopPruner)
-        if prunes and len(objectives) > 1:
+        if prunes and len(asked) > 1:
             raise ValueError("Trials can be pruned by one objective only: give sweep/pruner=none.")
         if prunes and not prune_on:
             raise ValueError("sweep.prune_on must say on which number trials are pruned, or give sweep/pruner=none.")
         logged = Logged(self.composed)
-        self.objectives: dict[str, Any] = {logged.resolve(name): d for name, d in objectives.items()}
+        self.objectives: dict[str, Any] = {logged.resolve(name): direction for direction, name in asked}
         self.prune_on = logged.resolve(prune_on, meanwhile=True) if prunes else None
 
     def _try_out(self) -> None:
