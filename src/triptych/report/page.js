@@ -249,7 +249,16 @@ const report = (() => {
       }
     }, { rootMargin: "300px" });
     for (const plot of drawn.keys()) observer.observe(plot);
-    window.addEventListener("beforeprint", () => { for (const state of drawn.values()) { state.seen = true; state.again(); } });
+    let theme = "";
+    window.addEventListener("beforeprint", () => {  // on white, and every plot
+      theme = document.documentElement.dataset.theme || "";
+      document.documentElement.dataset.theme = "light";
+      for (const state of drawn.values()) { state.seen = true; state.again(); }
+    });
+    window.addEventListener("afterprint", () => {
+      if (theme) document.documentElement.dataset.theme = theme; else delete document.documentElement.dataset.theme;
+      redraw();
+    });
     document.documentElement.dataset.ready = String(Math.round(performance.now()));
   }
 

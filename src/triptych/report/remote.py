@@ -60,7 +60,7 @@ def _adopt(found: Any) -> Run:
     run.environment = {k: metadata[k] for k in told if metadata.get(k)}
     run.environment |= {"group": found.group} if getattr(found, "group", None) else {}
     run.environment |= {"tags": ", ".join(found.tags)} if getattr(found, "tags", None) else {}
-    run.environment |= {f"{k} (trained with)": v for k, v in code.items()} if isinstance(code, dict) else {}
+    run.environment |= {"trained with": code} if isinstance(code, dict) else {}
     add_scalars(run, [_row(row) for row in found.scan_history()])
     run.records = list(_records(run))
     if not run.scalars:

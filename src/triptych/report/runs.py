@@ -182,6 +182,8 @@ def _read_status(run: Run) -> None:
     known |= {"last heard of": told.updated, "host": told.host, "SLURM job": told.job, "exit code": told.exit_code}
     if told.state != "running":
         del known["phase"]
+    if told.max_steps < 0:
+        del known["max_steps"]
     run.environment |= {k: v for k, v in known.items() if v not in ("", None)}
     if told.state == "lost":
         run.notes.append("its status says running, but its process is gone")
@@ -196,10 +198,11 @@ def _describe(run: Run) -> None:
     if run.config and "choices" not in run.config:
         run.notes.append("from an older version: its config does not name the options that were chosen")
     if run.records and isinstance(code := run.records[-1].get("code"), dict):
-        run.environment = {f"{k} (evaluated with)": v for k, v in code.items()} | run.environment
+        run.environment["evaluated with"] = code
     trainer = run.config.get("trainer")
     if isinstance(trainer, dict):
-        run.environment |= {k: trainer[k] for k in ("accelerator", "devices", "num_nodes", "precision") if k in trainer}
+        told = ("accelerator", "devices", "num_nodes", "precision")
+        run.environment["trainer"] = {k: trainer[k] for k in told if k in trainer}
     assert run.folder is not None
     run.links["folder"] = str(run.folder)
     logger, run_id = run.config.get("logger"), run.config.get("run_id")
