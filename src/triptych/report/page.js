@@ -156,7 +156,8 @@ const report = (() => {
 
   // Plots.
   const drawn = new Map();
-  let observer = null;
+  const PAPER = 490;  // pixels of a plot's width, two beside each other
+  let observer = null, printing = false;
 
   function chosenRows() {
     const groups = [], runs = new Set();
@@ -213,6 +214,7 @@ const report = (() => {
       legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } },
     });
     if (figure.id === "likelihood") layout.showlegend = false;
+    if (printing) layout.width = PAPER;
     Plotly.react(plot, traces, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
     const cut = rows.all > MOST ? ` Drawn: the first ${MOST} of ${rows.all} rows of the table; sort or filter it to see others.` : "";
     caption.textContent = picked.caption + cut;
@@ -253,9 +255,11 @@ const report = (() => {
     window.addEventListener("beforeprint", () => {  // on white, and every plot
       theme = document.documentElement.dataset.theme || "";
       document.documentElement.dataset.theme = "light";
+      printing = true;
       for (const state of drawn.values()) { state.seen = true; state.again(); }
     });
     window.addEventListener("afterprint", () => {
+      printing = false;
       if (theme) document.documentElement.dataset.theme = theme; else delete document.documentElement.dataset.theme;
       redraw();
     });
