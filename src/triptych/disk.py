@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ def replacing(path: Path | str, mode: str = "w", durable: bool = False, **option
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with temporary.open(mode, **options) as file:
             yield file
@@ -39,6 +40,11 @@ def replacing(path: Path | str, mode: str = "w", durable: bool = False, **option
         sync(path.parent)
 
 
+def temporary_of(path: Path) -> Path:
+    """A name beside `path` that nobody else uses, and that `remove_stale` knows."""
+    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+
+
 def sync(folder: Path) -> None:
     """Makes renames in a folder survive a power failure, where the file system can."""
     with contextlib.suppress(OSError):
@@ -47,6 +53,14 @@ def sync(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_stale(*folders: Path) -> list[Path]:

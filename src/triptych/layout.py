@@ -25,11 +25,10 @@ def checkpoint_of(path: Path | str) -> Path:
     found = checkpoints(path)
     if not found:
         raise FileNotFoundError(f"The run folder {path} has no checkpoint in {path / 'checkpoints'}.")
-    for checkpoint in found:
-        if checkpoint.is_dir() or zipfile.is_zipfile(checkpoint):
-            return checkpoint
+    whole = next((p for p in found if p.is_dir() or zipfile.is_zipfile(p)), found[0])
+    for checkpoint in found[: found.index(whole)]:
         print(f"{checkpoint} is only a part of a checkpoint, and is skipped.", file=sys.stderr)
-    return found[0]
+    return whole
 
 
 def checkpoints(folder: Path | str) -> list[Path]:

@@ -60,14 +60,18 @@ def newest(folder: Path | str) -> tuple[Path | None, dict[str, Any] | None]:
 
     One that cannot be read is named and skipped; if none can, that is refused, lest a run be begun anew by mistake.
     """
-    found = checkpoints(folder)
-    for path in found:
+    refused = []
+    for path in checkpoints(folder):
         try:
-            return path, read_checkpoint(path)
+            checkpoint = read_checkpoint(path)
         except ValueError as error:
-            print(f"{error} It is skipped.", file=sys.stderr)
-    if found:
-        raise ValueError(f"None of the checkpoints in {found[0].parent} can be read: remove them to begin anew.")
+            refused.append(str(error))
+            continue
+        for sentence in refused:
+            print(f"{sentence} It is skipped.", file=sys.stderr)
+        return path, checkpoint
+    if refused:
+        raise ValueError(f"{refused[0]} No other can be read either: remove them to begin anew.")
     return None, None
 
 

@@ -4,11 +4,13 @@ W&B is online when the user is logged in, offline otherwise or when the network 
 that runs with different batch sizes compare (T-D13).
 """
 
+import contextlib
 import csv
+import io
 import netrc
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -34,21 +36,25 @@ __all__ = [
 ]
 
 INIT_TIMEOUT = 30  # seconds W&B may take to answer before the run goes on offline
+FINISH_TIMEOUT = 120  # seconds it may take to upload what is left when the run ends
 
 
 class MetricsCSV(Logger):
-    """Every scalar of a run, one row a step: `step, images_seen, time, ...`; append-only.
+    """Every scalar of a run, one row a step: `step, images_seen, time, ...`.
 
-    On resume the rows after the checkpoint's step are cut, so that there are neither gaps nor duplicates. A new column
-    rewrites the file, by a rename.
+    What is logged at a step after its row was written is added to that row. On resume the rows after the checkpoint's
+    step are cut, so that there are neither gaps nor duplicates. A new column rewrites the file, by a rename. Rows that
+    cannot be written, because the disk is full, are kept until they can.
     """
 
     def __init__(self, path: Path | str) -> None:
         super().__init__()
         self.path = Path(path)
         self._columns: list[str] = []
-        self._row: dict[str, Any] = {}
-        self._rows_seen = False
+        self._row: dict[str, Any] = {}  # of the current step
+        self._start: int | None = None  # where it begins in the file; None if it is not there
+        self._changed = False
+        self._waiting: list[dict[str, Any]] = []  # earlier rows that could not be written
 
     @property
     def name(self) -> str:
@@ -67,35 +73,69 @@ class MetricsCSV(Logger):
         step = int(step or 0)
         if self._row and self._row["step"] != step:
             self.save()
+            if self._changed:
+                self._waiting.append(self._row)
+            self._row, self._start = {}, None
         self._row |= {"step": step, "time": round(time.time(), 3)} | metrics
+        self._changed = True
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the row of the current step."""
-        if not self._row:
-            return
-        row, self._row = self._row, {}
-        if not self._columns and self.path.exists():
-            with self.path.open(newline="") as file:
-                self._columns = next(csv.reader(file), [])
-        new = [name for name in row if name not in self._columns]
-        if new:
-            self._rewrite(self._columns + sorted(new, key=lambda n: (n not in ("step", AXIS, "time"), n)))
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        """Writes the row of the current step, and those that wait."""
+        with disk.forgiving("metrics.csv cannot be written"):
+            while self._waiting:
+                self._append(self._waiting[0])
+                del self._waiting[0]
+            if self._changed:
+                self._start = self._append(self._row, self._start)
+                self._changed = False
 
     @rank_zero_only
     def cut(self, step: int) -> None:
         """Forgets everything after an optimizer step, from which a run is about to continue."""
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                self._columns = next(csv.reader(file), [])
-            self._rewrite(self._columns, step)
+        if not self.path.exists():
+            return
+        self._read_columns()
+        rows = self._rewrite(self._columns, step)
+        if rows and int(float(rows[-1]["step"])) == step:
+            kept = {name: value for name, value in rows[-1].items() if value not in ("", None)}
+            self._row = kept | {"step": step}
+            self._start = self.path.stat().st_size - len(self._line(rows[-1]))
 
     def finalize(self, status: str) -> None:
         self.save()
 
-    def _rewrite(self, columns: list[str], up_to: int | None = None) -> None:
+    def _append(self, row: dict[str, Any], start: int | None = None) -> int:
+        """Adds a row, in the place of the last one if that begins at `start`; returns where it begins."""
+        if not self._columns and self.path.exists():
+            self._read_columns()
+        new = [name for name in row if name not in self._columns]
+        if new:
+            columns = self._columns + sorted(new, key=lambda n: (n not in ("step", AXIS, "time"), n))
+            self._rewrite(columns, None if start is None else int(row["step"]) - 1)
+            start = None
+        with self.path.open("r+b") as file:
+            begin = file.seek(0, os.SEEK_END) if start is None else start
+            file.truncate(begin)
+            file.seek(begin)
+            try:
+                file.write(self._line(row))
+                file.flush()
+            except OSError:  # no half of a row
+                file.truncate(begin)
+                raise
+        return begin
+
+    def _line(self, row: dict[str, Any]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self._columns).writerow(row)
+        return text.getvalue().encode()
+
+    def _read_columns(self) -> None:
+        with self.path.open(newline="") as file:
+            self._columns = next(csv.reader(file), [])
+
+    def _rewrite(self, columns: list[str], up_to: int | None = None) -> list[dict[str, str]]:
         text = self.path.read_text() if self.path.exists() else ""
         whole = text[: text.rfind("\n") + 1].splitlines()  # a crash may have left half a line
         rows = [r for r in csv.DictReader(whole) if up_to is None or int(float(r["step"])) <= up_to]
@@ -104,6 +144,41 @@ class MetricsCSV(Logger):
             writer.writeheader()
             writer.writerows(rows)
         self._columns = columns
+        return rows
+
+
+class Wandb(WandbLogger):
+    """W&B's logger, no failure of which stops a run: it is said once, and every number is in metrics.csv anyway."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        with _forgiving_wandb():
+            super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_picture(self, name: str, picture: torch.Tensor, step: int, images_seen: int) -> None:
+        """A uint8 [C, H, W] picture."""
+        import wandb
+
+        from triptych.image import to_numpy
+
+        with _forgiving_wandb():
+            shown = {name: wandb.Image(to_numpy(picture)), AXIS: images_seen, "trainer/global_step": step}
+            self.experiment.log(shown)
+
+
+_wandb_failures: set[str] = set()
+
+
+@contextlib.contextmanager
+def _forgiving_wandb() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever happens to W&B
+        kind = type(error).__name__
+        if kind not in _wandb_failures:
+            reason = str(error).splitlines()[0] if str(error) else kind
+            print(f"W&B has a problem ({reason}); the run goes on, and metrics.csv has every number.", flush=True)
+        _wandb_failures.add(kind)
 
 
 def logged_in() -> bool:
@@ -117,7 +192,7 @@ def logged_in() -> bool:
         return False
 
 
-def connect(settings: dict[str, Any], folder: Path, run_id: str, config: dict[str, Any]) -> WandbLogger | None:
+def connect(settings: dict[str, Any], folder: Path, run_id: str, config: dict[str, Any]) -> Wandb | None:
     """A started W&B logger that writes under `folder`, or None where W&B is disabled.
 
     Args:
@@ -142,10 +217,10 @@ def connect(settings: dict[str, Any], folder: Path, run_id: str, config: dict[st
         return _start(settings, folder, run_id, config, offline=True)
 
 
-def _start(settings: dict[str, Any], folder: Path, run_id: str, config: dict[str, Any], offline: bool) -> WandbLogger:
+def _start(settings: dict[str, Any], folder: Path, run_id: str, config: dict[str, Any], offline: bool) -> Wandb:
     """W&B's run is started here, and not by Lightning, whose x-axis would be its global step."""
     if rank_zero_only.rank != 0:
-        return WandbLogger(save_dir=folder, offline=True, id=run_id)
+        return Wandb(save_dir=folder, offline=True, id=run_id)
     import wandb
 
     run = wandb.init(
@@ -155,15 +230,15 @@ def _start(settings: dict[str, Any], folder: Path, run_id: str, config: dict[str
         resume="allow",
         config=config,
         allow_val_change=True,
-        settings=wandb.Settings(init_timeout=INIT_TIMEOUT, console="off"),
+        settings=wandb.Settings(init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, console="off"),
         **{k: v for k, v in settings.items() if k != "_target_"},
     )
     run.define_metric(AXIS)
     run.define_metric("*", step_metric=AXIS)
-    return WandbLogger(save_dir=folder, experiment=run)
+    return Wandb(save_dir=folder, experiment=run)
 
 
-def how_to_look(logger: WandbLogger | None, folder: Path) -> str:
+def how_to_look(logger: Wandb | None, folder: Path) -> str:
     """One line: the address of the run, or the command that brings an offline one there."""
     if logger is None:
         return "W&B is disabled; every number is in metrics.csv"
@@ -240,10 +315,11 @@ def _add(logger: WandbLogger, records: Mapping[str, Record], pictures: Mapping[s
     logger.experiment.log({**shown, AXIS: seen})
 
 
-def finish(logger: WandbLogger | None) -> None:
+def finish(logger: Wandb | None) -> None:
     """Writes what W&B still holds; without it, another run in the same process would go on in this one."""
     if logger is not None and rank_zero_only.rank == 0:
-        logger.experiment.finish()
+        with _forgiving_wandb():
+            logger.experiment.finish()
 
 
 def _short(path: Path) -> str:
@@ -253,14 +329,9 @@ def _short(path: Path) -> str:
 @rank_zero_only
 def log_picture(loggers: list[Logger], name: str, picture: torch.Tensor, step: int, images_seen: int) -> None:
     """A uint8 [C, H, W] picture to every logger that takes pictures."""
-    from triptych.image import to_numpy
-
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            shown = {name: wandb.Image(to_numpy(picture)), AXIS: images_seen, "trainer/global_step": step}
-            logger.experiment.log(shown)
+        if isinstance(logger, Wandb):
+            logger.log_picture(name, picture, step, images_seen)
 
 
 @rank_zero_only

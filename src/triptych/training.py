@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import torch
@@ -17,15 +18,16 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from triptych import cli, disk, run, tracking
-from triptych.callback import Checkpoint, Evaluate, Samples, Status, Stop
+from triptych.callback import Checkpoint, Evaluate, Likelihood, Samples, Status, Stop
 from triptych.callback.clock import images_seen
+from triptych.callback.guard import NotFinite
 from triptych.dataset import per_device_batch_size
 from triptych.formulation import Formulation
 from triptych.noise import seed_of
-from triptych.record import code_version
-from triptych.signals import Asked, Interrupted
+from triptych.record import code_version, short_count
+from triptych.signals import EXIT_CODES, Asked, Interrupted
 
-FAILED = 1  # exit code, beside those of cli and signals
+FAILED, NOT_FINITE = 1, 3  # exit codes, beside those of cli and signals
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Job:
     callbacks: list[Callback]
     status: Status
     trainer: Trainer
+    asked: Asked
 
     @classmethod
     def of(cls, config: DictConfig, folder: Path, asked: Asked) -> "Job":
@@ -50,16 +53,19 @@ class Job:
                 callback.check(formulation, dataset)
             if isinstance(callback, Stop):
                 callback.asked = asked
+        checkpoint = next((c for c in callbacks if isinstance(c, Checkpoint)), None)
+        if checkpoint is not None:
+            checkpoint.check(_counts(callbacks))
         formulation.configure_optimizers()
         status = Status()
         trainer = instantiate(
             config.trainer,
             callbacks=[*callbacks, status],
             logger=False,
-            plugins=[Checkpoint.io()],
+            plugins=[(checkpoint or Checkpoint()).io()],
             default_root_dir=folder,
         )
-        return cls(folder, dataset, formulation, callbacks, status, trainer)
+        return cls(folder, dataset, formulation, callbacks, status, trainer, asked)
 
     def callback(self, kind: type) -> Any:
         """The callback of a class, or None."""
@@ -105,20 +111,20 @@ def train(config: DictConfig, asked: Asked) -> None:
     look = tracking.how_to_look(wandb, folder) if main else ""  # pyright: ignore[reportArgumentType]
     if config.compile:
         job.formulation.model.compile()
-    job.trainer.loggers = loggers
     try:
-        job.trainer.fit(job.formulation, datamodule=job.dataset, ckpt_path=last, weights_only=True)
+        job = _fit(job, config, loggers, last)
     except Interrupted:
         _leave(job, asked.exit_code, _interrupted(job, where))
+    except NotFinite as error:
+        job.status.end("failed", str(error), NOT_FINITE)
+        if main:
+            print(f"\n{error} The run is stopped; what it was before:  python sample.py run={where}", flush=True)
+        raise SystemExit(NOT_FINITE) from None
     except BaseException as error:
         job.status.end("failed", f"{type(error).__name__}: {error}".splitlines()[0], FAILED)
         raise
     else:
-        stop = job.callback(Stop)
-        if stop is not None and stop.stopping:
-            code = stop.asked.exit_code or 143  # another process was asked
-            reason = f"Stopped at step {job.trainer.global_step}; saved. To go on:  python train.py resume={where}"
-            _leave(job, code, reason)
+        _look_back(job, where)
         job.status.end("finished", "", 0)
     finally:
         tracking.finish(wandb)  # pyright: ignore[reportArgumentType]
@@ -134,6 +140,59 @@ def train(config: DictConfig, asked: Asked) -> None:
     print(f"  python sample.py run={where} num_samples=100 out=samples/first")
     print(f"  python evaluate.py run={where} sampler=ddim sampler.steps=20")
     print(f"  python train.py resume={where} trainer.max_steps={2 * job.trainer.global_step}")
+
+
+def _counts(callbacks: list[Callback]) -> set[str]:
+    """Of the samples that will be measured, as they end the metrics' names."""
+    counts = {c.num_images for c in callbacks if isinstance(c, Likelihood)}
+    for callback in callbacks:
+        if isinstance(callback, Evaluate):
+            counts |= {callback.num_samples, callback.fast_num_samples if callback.every.images else 0}
+    return {short_count(n) for n in counts if n}
+
+
+def _fit(job: Job, config: DictConfig, loggers: list[Logger], last: Path | None) -> Job:
+    """Trains, goes back to the last checkpoint where the guard gives up, and passes on what it cannot help.
+
+    Training is a function of its seed, so what happens again at the same step would happen for ever.
+    """
+    before: NotFinite | None = None
+    while True:
+        job.trainer.loggers = loggers
+        try:
+            job.trainer.fit(job.formulation, datamodule=job.dataset, ckpt_path=last, weights_only=True)
+            return job
+        except NotFinite as error:
+            last, saved = run.newest(job.folder)
+            if saved is None or (before is not None and error.first <= before.first):
+                raise
+            before = error
+            step = saved["global_step"]
+            if job.trainer.is_global_zero:
+                print(f"\n{error} Going back to the checkpoint of step {step}.", flush=True)
+        hparams, reporter, asked = dict(job.formulation.hparams), job.status.reporter, job.asked
+        job = Job.of(config, job.folder, asked)
+        job.formulation.hparams.update(hparams)
+        job.status.reporter = reporter
+        if config.compile:
+            job.formulation.model.compile()
+        for logger in loggers:
+            if isinstance(logger, tracking.MetricsCSV):
+                logger.cut(step)
+
+
+def _look_back(job: Job, where: str) -> None:
+    """Leaves if training was stopped, or if its end could not be saved."""
+    stop, io, step = job.callback(Stop), job.trainer.strategy.checkpoint_io, job.trainer.global_step
+    if getattr(io, "failed", False):
+        saved = run.newest_step(job.folder)
+        reason = f"The checkpoint of step {step} could not be written; the newest one is of step {saved}."
+        job.status.end("failed", reason, FAILED)
+        print(f"\n{reason} To go on when there is room:  python train.py resume={where}", flush=True)
+        raise SystemExit(FAILED)
+    if stop is not None and stop.stopping:
+        code = stop.asked.exit_code or EXIT_CODES[SIGTERM]  # another process was asked
+        _leave(job, code, f"Stopped at step {step}; saved. To go on:  python train.py resume={where}")
 
 
 def _refuse_finished(job: Job, step: int, auto: bool) -> None:

@@ -3,6 +3,7 @@
 from triptych.callback.checkpoint import Checkpoint as Checkpoint
 from triptych.callback.ema import EMA as EMA
 from triptych.callback.evaluate import Evaluate as Evaluate
+from triptych.callback.guard import Guard as Guard
 from triptych.callback.likelihood import Likelihood as Likelihood
 from triptych.callback.monitor import Monitor as Monitor
 from triptych.callback.power_ema import PowerEMA as PowerEMA

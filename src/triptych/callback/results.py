@@ -5,11 +5,13 @@ from pathlib import Path
 
 from lightning import Trainer
 
+from triptych import disk
+from triptych.callback.checkpoint import checkpoint_of
 from triptych.callback.clock import images_seen
 from triptych.callback.ema import profile
 from triptych.evaluation import Evaluator
 from triptych.generate import Job
-from triptych.record import Record
+from triptych.record import Record, short_count
 from triptych.tracking import log_scalars
 
 
@@ -20,8 +22,19 @@ def report(
 
     On rank 0 only; the others get no records.
     """
-    if not trainer.is_global_zero:
-        return []
+    if trainer.is_global_zero:
+        records = _written(trainer, evaluator, values, job, count, kept)
+    else:
+        records = []
+    checkpoint = checkpoint_of(trainer)
+    if checkpoint is not None:
+        checkpoint.consider(trainer, {f"{name}_{short_count(count)}": value for name, value in values.items()})
+    return records
+
+
+def _written(
+    trainer: Trainer, evaluator: Evaluator, values: Mapping[str, float], job: Job | None, count: int, kept: bool
+) -> list[Record]:
     records = []
     for name, value in values.items():
         record = evaluator.record(
@@ -37,6 +50,7 @@ def report(
         )
         log_scalars(trainer.loggers, {record.metric: value}, trainer.global_step, images_seen(trainer))
         if kept:
-            record.write(Path(trainer.default_root_dir) / "evaluations")
+            with disk.forgiving("A record cannot be written"):
+                record.write(Path(trainer.default_root_dir) / "evaluations")
         records.append(record)
     return records

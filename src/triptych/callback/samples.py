@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from triptych import disk
 from triptych.callback.clock import Every, images_seen, rehearsed
 from triptych.callback.ema import averaged
+from triptych.callback.guard import alarm
 from triptych.callback.stop import interruptible, stopping
 from triptych.generate import Job, evaluating, storable
 from triptych.image import filmstrip, picture, save
 from triptych.sampler import Sampler
-from triptych.tracking import log_picture
+from triptych.tracking import log_picture, log_scalars
 
 
 class Samples(Callback):
@@ -91,13 +93,18 @@ class Samples(Callback):
             samples = self.job(pl_module, dataset, self.count).collect(None, trainer.global_rank, trainer.world_size)
             if not trainer.is_global_zero:
                 return
+            wrong = alarm(samples)
+            if wrong:
+                print(f"\nAt step {trainer.global_step}: {wrong}.", flush=True)
+            log_scalars(trainer.loggers, {"samples/alarm": float(bool(wrong))}, trainer.global_step, seen)
             shown = range(self.strip if samples.ndim == 4 else len(samples))
             states = list(self.job(pl_module, dataset, self.strip).trajectory(shown))
         kept = torch.linspace(0, len(states) - 1, min(self.moments, len(states))).round().long().tolist()
         strip = filmstrip([storable(states[k]).cpu() for k in kept])
         grid = picture(samples)
         folder = Path(trainer.default_root_dir) / "samples"
-        self.latest = save(grid, folder / f"images_seen={seen:09d}.png")
-        save(strip, folder / "strip" / f"images_seen={seen:09d}.png")
+        with disk.forgiving("Pictures cannot be written"):
+            self.latest = save(grid, folder / f"images_seen={seen:09d}.png")
+            save(strip, folder / "strip" / f"images_seen={seen:09d}.png")
         log_picture(trainer.loggers, "samples", grid, trainer.global_step, seen)
         log_picture(trainer.loggers, "denoising", strip, trainer.global_step, seen)

@@ -24,6 +24,7 @@ class Stop(Callback):
     def __init__(self) -> None:
         self.asked = Asked()
         self.stopping = False
+        self._between = False  # two optimizer steps
         self.steps, self.agreement = Steps(), Agreement()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -33,15 +34,17 @@ class Stop(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.steps.start(trainer)
         self.agreement.start(trainer)
-        self.asked.deferring = True
+        self.asked.deferring = self._between = True
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if self.stopping:  # everything that belongs to the last step is done
+        if self._between and stopping(trainer):  # everything that belongs to the last step is done
             trainer.should_stop = True
             raise StopIteration
+        self._between = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self.steps.advanced(trainer) and self.agreement(trainer, self.asked.received is not None):
+        self._between = self.steps.advanced(trainer)  # and not in the middle of an accumulation
+        if self._between and self.agreement(trainer, self.asked.received is not None):
             self.stopping = True
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:

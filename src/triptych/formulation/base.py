@@ -10,9 +10,9 @@ from typing import Any, TypedDict
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.plugins import MixedPrecision, Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from triptych.denoiser import Cond, expand
 from triptych.formulation.tally import Tally
@@ -97,6 +97,9 @@ class Formulation(LightningModule, ABC):
         self.reduction = reduction
         self.seed = seed
         self.train_losses, self.validation_losses, self.validation_errors = Tally(), Tally(), Tally()
+        self.drawn: tuple[Tensor, Tensor] | None = None  # t and loss [B] of the last micro-batch
+        self.gradient_norm: Tensor | None = None  # of the last step, before clipping
+        self.on_gradients: Callable[[torch.optim.Optimizer, Tensor], None] | None = None  # called with it
         self._step = (-1, 0)
         if getattr(model, "noise_range", 0) is None:
             model.noise_range = self.noise_range  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
@@ -136,6 +139,7 @@ class Formulation(LightningModule, ABC):
         cond = self._drop_labels(cond, step)
         loss = self.loss(x_0, t, cond, from_generator(step.local("noise")))
         self.times.update(self.schedule, t, loss.detach())
+        self.drawn = t, loss.detach()
         self.train_losses.add(loss, self.schedule.log_snr(t), weight)
         factor = REDUCTIONS[self.reduction] * x_0[0].numel() or 1.0
         return factor * (weight * loss).mean()
@@ -170,16 +174,20 @@ class Formulation(LightningModule, ABC):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's, and for fused optimizers in mixed precision, too: their gradients are unscaled first."""
+        """Lightning's, with the norm kept for whoever watches it, and for fused optimizers in mixed precision, too."""
         plugin = self.trainer.precision_plugin
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        if not gradient_clip_val or not fused or not isinstance(plugin, MixedPrecision):
-            return super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        if plugin.scaler is not None:  # 16-mixed; bf16 is not scaled
+        if fused and isinstance(plugin, MixedPrecision) and plugin.scaler is not None:  # 16-mixed; bf16 is not scaled
             plugin.scaler.unscale_(optimizer)  # the optimizer's step then knows that it need not
-        Precision.clip_gradients(
-            plugin, optimizer, gradient_clip_val, GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-        )
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.gradient_norm = whole
+        if gradient_clip_val and (gradient_clip_algorithm or "norm") == "norm":
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        if self.on_gradients is not None:
+            self.on_gradients(optimizer, whole)
 
     def _next_step(self) -> Step:
         """(optimizer step, micro-batch within it) of this call: resumed training counts on where it stopped."""

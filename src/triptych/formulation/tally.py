@@ -25,6 +25,21 @@ class Tally:
         index = torch.bucketize(log_snr.float(), self._edges)
         self._sums.index_add_(1, index, torch.stack([loss, weight * loss, torch.ones_like(loss)]))
 
+    def state(self) -> Tensor:
+        """What has been added so far on each rank, [ranks, 3, bins], for a checkpoint; called on every rank."""
+        sums = torch.zeros(3, len(NAMES)) if self._sums is None else self._sums
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return sums[None].clone()
+        parts = [torch.empty_like(sums) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, sums.contiguous())
+        return torch.stack(parts)
+
+    def restore(self, state: Tensor, rank: int, world: int, device: torch.device) -> None:
+        """Goes on from a `state`; of another number of ranks, the first takes it all."""
+        own = state[rank] if len(state) == world else state.sum(0) if rank == 0 else torch.zeros_like(state[0])
+        self._sums = own.to(device).clone()
+        self._edges = torch.tensor(EDGES, dtype=torch.float32, device=device)
+
     def read(self) -> dict[str, float]:
         """{"": weighted mean over all, bin name: mean in that bin, ...}, over all ranks; empty if nothing was added."""
         if self._sums is None:

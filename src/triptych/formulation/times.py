@@ -90,7 +90,7 @@ class LossSecondMoment(TimeSampler):
     @torch.no_grad()
     def update(self, schedule: Schedule, t: Tensor, loss: Tensor) -> None:
         """Replaces the oldest losses of each level, in one pass without a scalar read."""
-        t, loss = _gathered(t.double()), _gathered(loss.to(self.losses.dtype))
+        t, loss = _gathered(t.double()), _gathered(loss.to(self.losses.dtype)).nan_to_num(0.0, 0.0, 0.0)  # T-D7
         T, history = self.losses.shape
         levels = _levels(schedule, self).to(t.device)
         level, order = torch.searchsorted((levels[1:] + levels[:-1]) / 2, t).sort(stable=True)

@@ -1,0 +1,208 @@
+"""Whole runs, with tiny networks, to which something happens: asked to stop anywhere, bad numbers, a full disk, ..."""
+
+import json
+import os
+import signal
+from unittest import mock
+
+import pytest
+import torch
+from scripts import TINY, call
+
+from triptych import disk, run, status
+from triptych.callback.evaluate import Evaluate
+from triptych.callback.samples import Samples
+from triptych.formulation import DDPM, Formulation
+from triptych.generate import Job
+from triptych.tracking import read_csv
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+SHORT = (
+    *TINY,
+    "model.dropout=0.1",
+    "logger=none",
+    "trainer.max_steps=24",
+    "trainer.log_every_n_steps=4",
+    "trainer.val_check_interval=8",
+    "sampler.steps=2",
+    "callback.checkpoint.every_images=64",
+    "callback.samples.every_images=128",
+    "callback.evaluate.every_images=128",
+    "callback.evaluate.fast_num_samples=16",
+    "callback.evaluate.num_samples=16",
+    "callback.likelihood.num_images=0",
+    "callback.vlb.num_images=0",
+)
+TIMED = ("time", "train/images_per_second")
+
+
+def train(folder, *arguments):
+    return call("train.py", *SHORT, f"hydra.run.dir={folder}", *arguments)
+
+
+def rows(folder):
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in read_csv(folder / "metrics.csv")]
+
+
+def assert_same(one, two):
+    """Weights, average, optimizer and position bit for bit, and every number but the clock's."""
+    a, b = run.read_checkpoint(one), run.read_checkpoint(two)
+    for key in ("state_dict", "ema", "optimizer_states", "lr_schedulers"):
+        assert_equal(a[key], b[key], key)
+    assert a["global_step"] == b["global_step"]
+    assert rows(one) == rows(two)
+
+
+def assert_equal(a, b, where):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}.{i}")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "straight"
+    done = train(folder)
+    assert done.code == 0, done.err
+    return folder
+
+
+def interrupting(owner, name, nth, number=signal.SIGINT):
+    """Patches a function so that its nth call is interrupted by a signal, before it does anything."""
+    original, calls = getattr(owner, name), []
+
+    def watched(*arguments, **keywords):
+        calls.append(None)
+        if len(calls) == nth:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **keywords)
+
+    return mock.patch.object(owner, name, watched)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "nth", "number", "code", "said"),
+    [
+        (DDPM, "loss", 8, signal.SIGUSR1, 75, "Stopped at step 8; saved"),  # where everything is due
+        (DDPM, "loss", 1, signal.SIGTERM, 143, "Stopped at step 1; saved"),
+        (Formulation, "validation_step", 1, signal.SIGINT, 130, "Stopped at step 8; saved"),
+        (Job, "collect", 2, signal.SIGINT, 130, "Stopped at step 16; saved"),
+        (Evaluate, "measure", 2, signal.SIGTERM, 143, "Stopped at step 16; saved"),
+        (Evaluate, "measure", 3, signal.SIGINT, 130, "final evaluation; the training is complete and saved"),
+    ],
+    ids=["step", "first", "validation", "sampling", "measuring", "final"],
+)
+def test_asked_to_stop_anywhere_a_run_saves_says_how_to_go_on_and_goes_on_exactly(
+    tmp_path, straight, owner, name, nth, number, code, said
+):
+    folder = tmp_path / "run"
+    with interrupting(owner, name, nth, number):
+        done = train(folder, "resume=auto")
+    assert done.code == code, done.err
+    assert said in done.out and f"train.py resume={os.path.relpath(folder)}" in done.out, done.out
+    known = status.read(folder)
+    assert (known.state, known.exit_code) == ("interrupted", code) and known.step == (24 if nth == 3 else known.step)
+    again = train(folder, "resume=auto")
+    assert again.code == 0, again.err
+    assert status.read(folder).state == "finished"
+    assert_same(straight, folder)
+
+
+def test_interrupted_before_the_first_step(tmp_path):
+    with interrupting(Samples, "check", 1):
+        done = train(tmp_path / "run")
+    assert done.code == 130 and "nothing was trained" in done.out and not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_not_trained_again(straight):
+    before = (straight / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    auto = train(straight, "resume=auto")
+    assert auto.code == 0 and "Nothing is left to train" in auto.out and "Trained" not in auto.out
+    fewer = call("train.py", f"resume={straight}", "trainer.max_steps=10")
+    assert fewer.code == 2 and "is at step 24" in fewer.err and "trainer.max_steps=48" in fewer.err
+    assert len(fewer.err.splitlines()) == 1
+    assert (straight / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def not_finite(steps, only_once=False):
+    """Patches DDPM.loss to be NaN at some optimizer steps; only the first time, as a broken machine might do."""
+    original, done = DDPM.loss, set()
+
+    def loss(self, *arguments, **keywords):
+        value = original(self, *arguments, **keywords)
+        step = self.global_step
+        if self.training and step in steps and not (only_once and step in done):
+            done.add(step)
+            return value * torch.nan
+        return value
+
+    return mock.patch.object(DDPM, "loss", loss)
+
+
+def test_a_bad_step_is_skipped_and_counted(tmp_path):
+    with not_finite({9}):
+        done = train(tmp_path / "run")
+    assert done.code == 0, done.err
+    assert rows(tmp_path / "run")[-1]["train/skipped_steps"] == 1
+    assert all(v.isfinite().all() for v in run.read_checkpoint(tmp_path / "run")["state_dict"].values())
+
+
+def test_bad_steps_in_a_row_go_back_to_the_last_checkpoint_and_training_goes_on_as_if_they_had_not_been(
+    tmp_path, straight
+):
+    folder = tmp_path / "run"
+    with not_finite({13, 14, 15}, only_once=True):
+        done = train(folder, "callback.guard.in_a_row=3")
+    assert done.code == 0, done.err
+    assert "from step 13 on" in done.out and "Going back to the checkpoint of step 12" in done.out
+    assert_same(straight, folder)
+
+
+def test_bad_steps_that_come_again_stop_the_run_with_the_evidence(tmp_path):
+    folder = tmp_path / "run"
+    with not_finite({13, 14, 15}):
+        done = train(folder, "callback.guard.in_a_row=3")
+    assert done.code == 3 and done.out.count("not finite in 3 steps in a row") == 2
+    (path,) = (folder / "guard").iterdir()
+    steps = {s["step"]: s for s in json.loads(path.read_text())["steps"]}
+    assert steps[13]["gradient_norm"] == "nan" and float(steps[12]["gradient_norm"]) > 0
+    (batch,) = steps[13]["micro_batches"]
+    assert len(batch["images"]) == len(set(batch["images"])) == len(batch["t"]) == 16 and set(batch["loss"]) == {"nan"}
+    known = status.read(folder)
+    assert known.state == "failed" and known.exit_code == 3 and "not finite" in known.reason
+    assert run.read_checkpoint(folder)["global_step"] == 12
+
+
+def test_a_full_disk_is_said_once_and_training_goes_on_with_the_checkpoint_it_has(tmp_path):
+    folder, replacing = tmp_path / "run", disk.replacing
+
+    def full(path, *arguments, **keywords):
+        with replacing(path, *arguments, **keywords) as file:
+            yield file
+            if str(path).endswith("last.ckpt"):
+                saves.append(path)
+                if 2 <= len(saves) <= 3:
+                    raise OSError(28, "No space left on device")
+
+    import contextlib
+
+    saves = []
+    with mock.patch.object(disk, "replacing", contextlib.contextmanager(full)):
+        done = train(folder)
+    assert done.code == 0 and done.out.count("cannot be written (No space left on device); the run goes on") == 1
+    assert run.read_checkpoint(folder)["global_step"] == 24
+    saves[:] = [None]  # and at the end
+    with mock.patch.object(disk, "replacing", contextlib.contextmanager(full)):
+        done = train(folder, "resume=auto", "trainer.max_steps=26", "callback.checkpoint.every_images=null")
+    assert done.code == 1 and "could not be written; the newest one is of step 24" in done.out
+    assert run.read_checkpoint(folder)["global_step"] == 24
