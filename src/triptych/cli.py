@@ -190,7 +190,7 @@ def sentence(error: Exception) -> str | None:
             return " ".join(str(cause).split())
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
         if isinstance(cause, TypeError) and unexpected:
-            where = str(error).rpartition("full_key: ")[2] or "the config"
+            where = str(error).partition("full_key: ")[2] or "the config"
             return f"There is no setting {unexpected[1]!r} in {where}."
         if "HYDRA_FULL_ERROR" in os.environ:
             return None

@@ -313,7 +313,7 @@ def test_langevin_takes_technique_4_for_the_levels_it_visits():
     from triptych.schedule.technique import langevin_step_size
 
     schedule = Geometric(50, 0.02, 10.0)
-    sampler = AnnealedLangevin(steps_per_level=7)
+    sampler = AnnealedLangevin(steps_per_level=7, pull=None)
     path = sampler.path(two_modes(schedule))
     assert path.sigma == pytest.approx(schedule.sigma(schedule.levels.flip(0)).tolist())
     assert sampler.epsilon(path) == pytest.approx(langevin_step_size(0.02, 500 ** (1 / 49), 7))
@@ -354,7 +354,8 @@ def test_pairs_that_cannot_work_are_refused_in_words():
         (lambda: Ancestral(steps=5, variance="small"), "fixed_small"),
         (lambda: AnnealedLangevin(steps_per_level=0), "at least 1"),
         (lambda: AnnealedLangevin(step_size=-1.0), "positive"),
-        (lambda: AnnealedLangevin(steps=1), "two levels"),
+        (lambda: AnnealedLangevin(steps=1, pull=None), "two levels"),
+        (lambda: AnnealedLangevin(pull=2.0), "at most 1"),
         (lambda: PredictorCorrector(steps=5, predictor="euler"), "reverse_diffusion"),
         (lambda: PredictorCorrector(steps=5, predictor=Heun(steps=5)), "cannot be the predictor"),
         (lambda: PredictorCorrector(steps=5, predictor=Ancestral(steps=5, variance="learned")), "fixed variance"),

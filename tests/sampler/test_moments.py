@@ -28,7 +28,7 @@ SAMPLERS = {
     "ancestral_large": Ancestral(steps=200, variance="fixed_large"),
     "ddim": DDIM(steps=200),
     "ddim_1": DDIM(steps=150, eta=1.0),
-    "annealed_langevin": AnnealedLangevin(steps=150, steps_per_level=5),
+    "annealed_langevin": AnnealedLangevin(steps=150, steps_per_level=10),
     "euler_maruyama": EulerMaruyama(steps=150),
     "reverse_diffusion": ReverseDiffusion(steps=200),
     "pc_ancestral": PredictorCorrector(steps=100),

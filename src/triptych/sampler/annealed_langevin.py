@@ -29,12 +29,17 @@ class AnnealedLangevin(Sampler):
     Attributes:
         steps: number of levels, evenly chosen in log-SNR; None takes all native levels of a discrete schedule.
         steps_per_level: T in the paper.
-        step_size: epsilon in the paper; None takes the best one by Technique 4 for these levels and steps_per_level.
+        step_size: epsilon in the paper; None takes pull sigma_L^2.
+        pull: a_i / sigma_i^2, how far a step goes to x_0; None takes the best by Technique 4 for these levels and
+            steps_per_level. That is derived for data of no width, and mixes too slowly for others: on a Gaussian, 22
+            levels of 5 steps from 10 to 0.02 leave samples 17 % too wide, and 232 levels 6 %, where 0.5 leaves 8 % and
+            0.6 %, the final denoising included.
     """
 
     steps: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     steps_per_level: int = 5
     step_size: float | None = None
+    pull: float | None = 0.5
     denoise: str | bool = "tweedie"
 
     def __post_init__(self) -> None:
@@ -45,7 +50,9 @@ class AnnealedLangevin(Sampler):
             raise ValueError(f"AnnealedLangevin: steps_per_level must be at least 1, got {self.steps_per_level}.")
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"AnnealedLangevin: step_size must be positive, or null, got {self.step_size}.")
-        if self.step_size is None and self.steps == 1:
+        if self.pull is not None and not 0 < self.pull <= 1:
+            raise ValueError(f"AnnealedLangevin: pull must be above 0 and at most 1, or null, got {self.pull}.")
+        if self.step_size is None and self.pull is None and self.steps == 1:
             raise ValueError("AnnealedLangevin: Technique 4 needs two levels or more: give a step_size for steps=1.")
 
     def check(self, denoiser: Denoiser) -> None:
@@ -84,9 +91,11 @@ class AnnealedLangevin(Sampler):
         return Path.of(schedule, times)
 
     def epsilon(self, path: Path) -> float:
-        """The step size, given or by Technique 4 for the ratio of this path's levels."""
+        """The step size, given in one of two ways, or by Technique 4 for the ratio of this path's levels."""
         if self.step_size is not None:
             return self.step_size
+        if self.pull is not None:
+            return self.pull * path.sigma[-1] ** 2
         ratio = (path.sigma[0] / path.sigma[-1]) ** (1 / max(1, len(path)))
         return langevin_step_size(path.sigma[-1], ratio, self.steps_per_level)
 
