@@ -68,5 +68,5 @@ def test_configs_are_stored_once_a_value_and_come_back_whole(evil, tmp_path):
         for run in content["runs"]
     ]
     assert told[0]["optimizer.lr"] == "0.1" and told[1]["optimizer.lr"] == EVIL
-    assert told[1]["formulation.sigma_data"] == "0.5" and "formulation.sigma_data" not in told[0]
+    assert told[1]["formulation.times.P_mean"] == "-1.2" and "formulation.times.P_mean" not in told[0]
     assert len(content["values"]) == len(set(content["values"]))

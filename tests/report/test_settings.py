@@ -51,18 +51,17 @@ def test_what_differs_has_the_shortest_name_that_tells_it_apart():
 
 
 def test_what_follows_from_a_choice_is_no_column_but_what_differs_within_it_is():
-    """DDPM has a gamma and EDM a sigma_data: the formulation is the difference."""
+    """DDPM has a gamma and EDM a P_mean: the formulation is the difference."""
     found, constant = compared(config("formulation=ddpm"), config("formulation=edm"))
     assert found == {
         "formulation": ["ddpm", "edm"],
         "schedule": ["linear_beta", "edm"],
         "sampler": ["ancestral", "heun"],
     }
-    assert constant["formulation.sigma_data"] == "0.5 with edm"
-    found, _ = compared(
-        config("formulation=ddpm"), config("formulation=edm"), config("formulation=edm", formulation__sigma_data=1.0)
-    )
-    assert found["sigma_data"] == [settings.ABSENT, 0.5, 1.0]
+    assert constant["formulation.times.P_mean"] == "-1.2 with log_normal"
+    other = config("formulation=edm", formulation__times__P_mean=-0.4)
+    found, _ = compared(config("formulation=ddpm"), config("formulation=edm"), other)
+    assert found["P_mean"] == [settings.ABSENT, -1.2, -0.4]
 
 
 def test_settings_that_are_equal_in_every_run_share_a_column():
