@@ -175,3 +175,13 @@ def test_a_dataset_brings_its_network_and_metric_and_the_command_line_wins():
 def test_a_learned_variance_doubles_the_networks_output():
     assert compose("train", []).model.out_channels == 1
     assert compose("train", ["formulation.variance=learned"]).model.out_channels == 2
+
+
+@pytest.mark.parametrize("option", ["fashion_mnist", "mnist", "cifar10"])
+def test_a_run_brings_its_dataset_as_it_was(option, tmp_path):
+    """File names have dots, which part keys in an override."""
+    config = OmegaConf.to_container(compose("train", [f"dataset={option}", "dataset.root=here"]), resolve=True)
+    OmegaConf.save({**config, "choices": {"dataset": option}}, tmp_path / "config.yaml")
+    brought = cli.run_arguments([f"run={tmp_path}"], ("dataset",))
+    again = compose("evaluate", brought)
+    assert OmegaConf.to_container(again.dataset, resolve=True) == config["dataset"]

@@ -409,7 +409,7 @@ def _stored_config(path: Path) -> dict:
 def _leaves(values: dict, prefix: str) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         name = f"{prefix}.{key}"
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and not any("." in str(k) for k in value):  # dots part keys, in Hydra
             yield from _leaves(value, name)
         else:
             yield name, quoted(value)
