@@ -76,7 +76,7 @@ def command(
 
 def _ended(stop: SystemExit) -> None:
     """In a job of submitit, which would take SystemExit for a crash, an exit code means what it means at a prompt."""
-    if "SUBMITIT_EXECUTOR" not in os.environ:
+    if "SUBMITIT_EXECUTOR" not in os.environ or stop.code == -1:  # the latter is submitit's own: put back in the queue
         raise stop
     if stop.code:
         raise RuntimeError(f"ended with exit code {stop.code}") from None

@@ -64,12 +64,12 @@ def test_what_a_machine_does_not_have_is_refused(trainer, words):
 
 def test_a_trials_environment_knows_nothing_of_other_ranks(monkeypatch):
     """T-D12: a sweep may itself run under torchrun or inside an allocation."""
-    for name in ("LOCAL_RANK", "MASTER_PORT", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID"):
+    for name in ("LOCAL_RANK", "MASTER_PORT", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "WANDB_RUN_ID"):
         monkeypatch.setenv(name, "1")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = machine.environment(["2", "5"], 3)
     assert found["CUDA_VISIBLE_DEVICES"] == "2,5" and found["OMP_NUM_THREADS"] == "3"
-    assert not {"LOCAL_RANK", "MASTER_PORT", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID"} & set(found)
+    assert not {"LOCAL_RANK", "MASTER_PORT", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "WANDB_RUN_ID"} & set(found)
 
 
 def test_progress_is_read_while_the_file_is_being_written(tmp_path):

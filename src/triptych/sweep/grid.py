@@ -1,12 +1,12 @@
 """A grid of trainings, from the overrides of each to the last word about them."""
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -44,10 +44,11 @@ def run_grid(
     Raises:
         SystemExit: some trial failed (1), none can run (2), or the sweep was interrupted (130, 143).
     """
+    sweep = Path(config.hydra.sweep.dir)
     for name, value in (("n_jobs", n_jobs), ("gpus_per_trial", gpus_per_trial)):
         if value is not None and (not isinstance(value, int) or value < 1):
+            _leave_nothing(sweep)
             refuse(f"hydra.launcher.{name} must be a whole number of at least 1, or null, got {value}.")
-    sweep = Path(config.hydra.sweep.dir)
     with _locked(sweep):
         gpus = machine.gpus()
         planned = plan(sweep, jobs, compose, len(gpus), gpus_per_trial)
@@ -57,8 +58,7 @@ def run_grid(
             _look_back(trial)
         if all(t.state == IMPOSSIBLE for t in trials):
             _list_impossible(trials)
-            for left in (sweep / "multirun.yaml", sweep / ".lock"):
-                left.unlink(missing_ok=True)
+            _leave_nothing(sweep)
             refuse("None of these trials can run.")
         pool = Pool(_command(config), n_jobs or at_a_time(trials, len(gpus)), gpus)
         _announce(sweep, trials, pool.n_jobs)
@@ -69,6 +69,15 @@ def run_grid(
         with Screen(trials, pool.seconds, pool.n_jobs) as screen:
             stopped_by = _run(sweep, trials, pool, screen)
     _report(sweep, trials, stopped_by)
+
+
+def _leave_nothing(sweep: Path) -> None:
+    """Takes back what Hydra and the lock have written in a folder where no trial has ever been."""
+    if not (sweep / "ledger.csv").exists():
+        for name in ("multirun.yaml", ".lock"):
+            (sweep / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            sweep.rmdir()
 
 
 def at_a_time(trials: Sequence[Trial], gpus: int) -> int:
@@ -154,7 +163,7 @@ def _ask_all(pool: Pool, screen: Screen, times: int) -> None:
         pool.stop(trial) if times == 1 else pool.kill(trial)
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
     """Collects SIGINT and SIGTERM in a list, instead of acting on them."""
     received: list[signal.Signals] = []
@@ -170,7 +179,7 @@ def stop_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(sweep: Path) -> Iterator[None]:
     """One launcher a sweep folder."""
     sweep.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 # Of a process group or an allocation that the sweep itself may be part of; a trial's ranks are its own (T-D12).
 INHERITED = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-INHERITED += ("MASTER_PORT", "PL_GLOBAL_SEED", "HYDRA_FULL_ERROR")
+INHERITED += ("MASTER_PORT", "PL_GLOBAL_SEED", "HYDRA_FULL_ERROR", "WANDB_RUN_ID")
 INHERITED_PREFIXES = ("SLURM_", "TORCHELASTIC_", "PMI_", "PMIX_", "OMPI_")
 
 

@@ -1,0 +1,226 @@
+"""`train.py -m …`: every trial a process of its own. First with a stand-in for train.py, then with the real one."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from scripts import ROOT, TINY, call
+
+from triptych import status
+from triptych.sweep import grid
+from triptych.sweep.pool import Pool
+from triptych.sweep.trial import FAILED, FINISHED, STOPPED, Trial
+
+STAND_IN = """
+import json, os, sys, time
+from pathlib import Path
+given = dict(a.split("=", 1) for a in sys.argv[1:])
+folder = Path(given["hydra.run.dir"].strip("'"))
+started = time.time()
+names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MASTER_PORT")
+time.sleep(0.5)
+seen = {n: os.environ.get(n) for n in names} | {"given": given, "group": os.getpgrp() == os.getpid()}
+(folder / "seen.json").write_text(json.dumps(seen | {"started": started, "ended": time.time()}))
+if given["seed"] == "1" and not (folder.parent / "mended").exists():
+    print("what went wrong")
+    sys.exit(1)
+(folder / "metrics.csv").write_text("step,images_seen,time,fd_digits_32\\n5,80,1.0,0.25\\n")
+(folder / "status.json").write_text(json.dumps({"state": "finished"}))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    monkeypatch.setattr(grid, "_command", lambda config: [sys.executable, str(script)])
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def run(*given):
+        where = (f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra.launcher.estimate=false")
+        return call("train.py", "-m", *given, *where, cwd=tmp_path)
+
+    return run
+
+
+def ledger(folder):
+    with (folder / "ledger.csv").open(newline="") as file:
+        return {row["trial"]: row for row in csv.DictReader(file)}
+
+
+def seen(folder):
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/seen.json"))]
+
+
+def test_the_impossible_is_listed_first_a_failure_stops_nothing_and_what_is_finished_is_not_run_again(
+    stand_in, tmp_path
+):
+    given = ["formulation=ddpm,ncsn", "schedule=cosine,geometric", "seed=0,1", "hydra.launcher.n_jobs=2"]
+    done = stand_in(*given)
+    sweep = tmp_path / "sweep"
+    assert done.code == 1
+    assert "4 of 8 combinations are impossible" in done.out
+    assert "formulation=ncsn schedule=cosine (2 trials): NCSN does not work with schedule=cosine" in done.out
+    assert done.out.index("impossible") < done.out.index("4 trials to run, 2 at a time") < done.out.index("running")
+    assert "what went wrong" in done.out and "2 finished, 2 failed, 4 impossible" in done.out
+    assert f"-m resume={os.path.relpath(sweep, tmp_path)}" in done.out
+    states = [row["state"] for row in ledger(sweep).values()]
+    assert sorted(states) == ["failed"] * 2 + ["finished"] * 2 + ["impossible"] * 4
+    assert ledger(sweep)[next(f.name for f in sweep.glob("ddpm-cosine-seed0-*"))]["result"] == "fd_digits_32 0.25"
+    for trial in seen(sweep):
+        assert trial["given"]["resume"] == "auto" and trial["group"] and trial["MASTER_PORT"] is None
+        assert set(trial["given"]) == {"formulation", "schedule", "seed", "hydra.run.dir", "resume"}
+        assert int(trial["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+    (sweep / "mended").touch()
+    again = call("train.py", "-m", f"resume={sweep}", cwd=tmp_path)
+    assert again.code == 0 and "2 trials to run (2 finished earlier)" in again.out
+    attempts = {row["overrides"][-1]: row["attempts"] for row in ledger(sweep).values() if row["state"] == "finished"}
+    assert attempts == {"0": "1", "1": "2"}
+
+
+def test_every_trial_has_gpus_of_its_own(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mended").touch()
+    done = stand_in("seed=0,1,2", "trainer=ddp", "trainer.devices=2", "hydra.launcher.gpus_per_trial=2")
+    assert done.code == 0 and "3 trials to run, 2 at a time" in done.out, done
+    trials = seen(tmp_path / "sweep")
+    for one in trials:
+        assert one["CUDA_VISIBLE_DEVICES"] in ("4,5", "6,7")
+        for other in trials:
+            together = one["started"] < other["ended"] and other["started"] < one["ended"]
+            assert one is other or not together or one["CUDA_VISIBLE_DEVICES"] != other["CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["formulation=ncsn", "schedule=vp,cosine"], "None of these trials can run"),
+        (["seed=0,1", "hydra.launcher.n_jobs=0"], "n_jobs"),
+        (["seed=0,1", "trainer=gpu"], "None of these trials can run"),
+        (["seed=0,1", "formulation=ddmp"], "no formulation=ddmp"),
+    ],
+)
+def test_bad_input_gets_a_sentence_and_leaves_nothing(stand_in, tmp_path, given, words):
+    done = stand_in(*given)
+    assert done.code == 2 and words in done.err and len(done.err.splitlines()) == 1, done
+    assert not (tmp_path / "sweep").exists()
+
+
+def ending(pool, trial):
+    for _ in range(200):
+        if pool.ended():
+            return trial
+        time.sleep(0.05)
+    raise AssertionError("it did not end")
+
+
+@pytest.mark.parametrize(
+    ("code", "asked", "state"),
+    [("", False, FINISHED), ("raise SystemExit(3)", False, FAILED), ("import time; time.sleep(60)", True, STOPPED)],
+)
+def test_how_a_process_ends_is_how_its_trial_stands(tmp_path, code, asked, state):
+    pool, trial = Pool([sys.executable, "-c", code], 1, ["7"]), Trial("t", (), tmp_path / "t", gpus=1)
+    pool.start(trial, [])
+    assert not pool.fits(trial) and pool.free == []
+    if asked:
+        pool.stop(trial)
+    assert ending(pool, trial).state == state and pool.free == ["7"]
+    assert ("exit code 3" in trial.reason) == (state == FAILED)
+
+
+def test_what_a_trial_leaves_behind_is_ended_too(tmp_path):
+    """A rank whose first rank has died would wait for it for ever."""
+    code = "import subprocess; print(subprocess.Popen(['sleep', '60']).pid)"
+    pool, trial = Pool([sys.executable, "-c", code], 1, []), Trial("t", (), tmp_path / "t")
+    pool.start(trial, [])
+    ending(pool, trial)
+    child = int(trial.log.read_text())
+    for _ in range(100):
+        stat = Path(f"/proc/{child}/stat")
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("its child is alive")
+
+
+# With the real train.py.
+
+KEPT = ("trainer.acc", "trainer.log", "callback.samples", "callback.evaluate", "global_batch")
+TOY = (
+    *("dataset=toy", "logger=none", "sampler.steps=4", "callback.likelihood.num_images=0"),
+    *[t for t in TINY if t.startswith(KEPT)],
+)
+
+
+def start(*given):
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *map(str, given), "hydra.launcher.estimate=false"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_goes_on(tmp_path):
+    """kill -9 of the launcher: its trials save and end; the same sweep takes up the one, and leaves the other alone."""
+    sweep = tmp_path / "sweep"
+    launcher = start(*TOY, "trainer.max_steps=10,600", f"hydra.sweep.dir={sweep}")
+    for _ in range(1200):
+        cut = next(sweep.glob("max_steps600-*"), None)
+        if cut is not None and (cut / "metrics.csv").exists():
+            break
+        time.sleep(0.1)
+    assert cut is not None
+    launcher.send_signal(signal.SIGKILL)
+    launcher.communicate()
+    for _ in range(300):
+        found = status.read(cut)
+        if found is not None and found.state != "running":
+            break
+        time.sleep(0.1)
+    assert found is not None and found.state == "interrupted" and 0 < found.step < 600
+    assert sorted(row["state"] for row in ledger(sweep).values()) == ["finished", "running"]
+    again = start(f"resume={sweep}")
+    out, _ = again.communicate(timeout=240)
+    assert again.returncode == 0 and "1 trials to run (1 finished earlier)" in out, out
+    assert {row["state"] for row in ledger(sweep).values()} == {"finished"}
+    assert f"from step {found.step}" in (cut / "log.txt").read_text()
+    other = next(sweep.glob("max_steps10-*"))
+    assert (other / "log.txt").read_text().count("Trained") == 1
+
+
+@pytest.mark.slow
+def test_the_ranks_of_a_trial_are_its_own(tmp_path):
+    """T-D12: two trials of two ranks each, at once: two run folders, and no rank sweeps again."""
+    sweep = tmp_path / "sweep"
+    two = ("trainer=ddp", "trainer.devices=2", "trainer.max_steps=20", "hydra.launcher.n_jobs=2")
+    launcher = start(*TOY, *two, "seed=0,1", f"hydra.sweep.dir={sweep}")
+    out, _ = launcher.communicate(timeout=280)
+    assert launcher.returncode == 0 and "2 finished" in out, out
+    folders = [path for path in sweep.iterdir() if path.is_dir()]
+    assert len(folders) == 2 and not list(tmp_path.glob("*/multirun.yaml/*"))
+    for folder in folders:
+        log = (folder / "log.txt").read_text()
+        assert "2 processes" in log and log.count("Trained") == 1 and "trials to run" not in log
+        assert status.read(folder).step == 20
+
+
+@pytest.mark.slow
+def test_submitit_runs_the_same_trials(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    sweep = tmp_path / "sweep"
+    given = (*TOY, "trainer.max_steps=10", "seed=0,1", "hydra/launcher=submitit_local", f"hydra.sweep.dir={sweep}")
+    for _ in range(2):  # the second time there is nothing left to do
+        command = [sys.executable, str(ROOT / "train.py"), "-m", *given]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert [status.read(sweep / name).state for name in ("0", "1")] == ["finished", "finished"]
+    logs = "".join(path.read_text() for path in sweep.glob(".submitit/*/*.out"))
+    assert logs.count("Trained") == 2 and logs.count("Nothing is left to train") == 2
