@@ -98,7 +98,8 @@ def train(config: DictConfig, asked: Asked) -> None:
         job.dataset.prepare_data()
 
     stored = run.read_config(folder) if (folder / "config.yaml").exists() else {}
-    plain["run_id"] = stored.get("run_id") or cli.run_id()
+    given = os.environ.get("WANDB_RUN_ID")  # by an agent of a W&B sweep, which knows its run by it
+    plain["run_id"] = stored.get("run_id") or given or cli.run_id()
     job.formulation.hparams.update(plain)  # into the checkpoint
     where, main = os.path.relpath(folder), job.trainer.is_global_zero
     if main:
