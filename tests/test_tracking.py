@@ -1,7 +1,9 @@
 import csv
+import threading
 
 import pytest
 import torch
+from lightning.pytorch.loggers import WandbLogger
 
 from triptych import tracking
 from triptych.tracking import AXIS, MetricsCSV, read_csv
@@ -144,6 +146,7 @@ def test_without_network_a_run_with_a_key_goes_on_offline_with_one_line(no_key, 
     )
     assert logger.experiment.axes == {AXIS: None, "*": AXIS}  # T-D13
     tracking.log_picture([logger], "samples", torch.zeros(1, 8, 8, dtype=torch.uint8), 1, 10)
+    assert tracking.aside.wait()
     assert logger.experiment.logged[0][AXIS] == 10
 
 
@@ -154,3 +157,27 @@ def test_without_a_key_nobody_is_asked_for_one(no_key, monkeypatch):
     monkeypatch.setattr(wandb, "init", lambda **arguments: asked.append(arguments) or OfflineRun(no_key))
     tracking.connect({}, no_key / "run", "abc", {})
     assert [a["mode"] for a in asked] == ["offline"]
+
+
+class Failing(OfflineRun):
+    def log(self, values, step=None):
+        raise ConnectionError("the server\nsays no")
+
+
+def test_a_slow_logger_delays_nobody_and_a_failing_one_is_left_out(tmp_path, capsys):
+    """T-F10: rank 0 logs while the others wait for it at the next step."""
+    slow, failing = tracking.Wandb(experiment=OfflineRun(tmp_path)), WandbLogger(experiment=Failing(tmp_path))
+    table = MetricsCSV(tmp_path / "metrics.csv")
+    logs = threading.Event()
+    slow.experiment.log = lambda values, step=None: (logs.wait(20), slow.experiment.logged.append(values))
+    for step in (1, 2, 3):
+        tracking.log_scalars([failing, slow, table], {"a": step}, step, 10 * step)  # would block, or raise
+        tracking.log_picture([failing, slow], "grid", torch.zeros(1, 4, 4, dtype=torch.uint8), step, 10 * step)
+    table.save()
+    assert [row["a"] for row in read_csv(table.path)] == [1, 2, 3] and not slow.experiment.logged
+    assert not tracking.aside.wait(0.05)
+    logs.set()
+    assert tracking.aside.wait(20)
+    assert [v["a"] for v in slow.experiment.logged if "a" in v] == [1, 2, 3]  # in order, none lost
+    said = capsys.readouterr().out
+    assert said.count("left out") == 1 and "the server" in said and "says no" not in said

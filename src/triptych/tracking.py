@@ -6,11 +6,14 @@ that runs with different batch sizes compare (T-D13).
 
 import contextlib
 import csv
+import functools
 import io
 import netrc
 import os
+import queue
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -35,8 +38,52 @@ __all__ = [
     "read_csv",
 ]
 
+PATIENCE = 60  # seconds that the end of a run waits for a logger to take what it has been given
 INIT_TIMEOUT = 30  # seconds W&B may take to answer before the run goes on offline
 FINISH_TIMEOUT = 120  # seconds it may take to upload what is left when the run ends
+
+
+class Aside:
+    """Calls loggers in a thread of its own, in order: a slow one delays nobody, a failing one is left out from then on.
+
+    On several processes rank 0 alone logs, while the others go on to the next step and wait for it there: whatever its
+    logger does, it must come (T-F10).
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.Queue[tuple[Logger, Callable[[], object]]] = queue.Queue()
+        self._failed: list[Logger] = []
+        self._thread: threading.Thread | None = None
+
+    def call(self, logger: Logger, function: Callable[[], object]) -> None:
+        """Returns at once; `function` is called later, or never if the logger has failed before."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="loggers", daemon=True)
+            self._thread.start()
+        self._calls.put((logger, function))
+
+    def wait(self, seconds: float = PATIENCE) -> bool:
+        """Whether everything has been called, after so many seconds at most."""
+        end = time.monotonic() + seconds
+        while self._calls.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.01)
+        return not self._calls.unfinished_tasks
+
+    def _work(self) -> None:
+        while True:
+            logger, function = self._calls.get()
+            try:
+                if not any(logger is failed for failed in self._failed):
+                    function()
+            except Exception as error:  # whatever it is, training matters more
+                self._failed.append(logger)
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                print(f"{type(logger).__name__} failed ({reason}) and is left out; every number is in metrics.csv.")
+            finally:
+                self._calls.task_done()
+
+
+aside = Aside()
 
 
 class MetricsCSV(Logger):
@@ -317,9 +364,13 @@ def _add(logger: WandbLogger, records: Mapping[str, Record], pictures: Mapping[s
 
 def finish(logger: Wandb | None) -> None:
     """Writes what W&B still holds; without it, another run in the same process would go on in this one."""
-    if logger is not None and rank_zero_only.rank == 0:
-        with _forgiving_wandb():
-            logger.experiment.finish()
+    if logger is None or rank_zero_only.rank != 0:
+        return
+    if not aside.wait():
+        print(f"W&B has not taken everything in {PATIENCE} s and is left alone; every number is in metrics.csv.")
+        return
+    with _forgiving_wandb():
+        logger.experiment.finish()
 
 
 def _short(path: Path) -> str:
@@ -331,11 +382,15 @@ def log_picture(loggers: list[Logger], name: str, picture: torch.Tensor, step: i
     """A uint8 [C, H, W] picture to every logger that takes pictures."""
     for logger in loggers:
         if isinstance(logger, Wandb):
-            logger.log_picture(name, picture, step, images_seen)
+            aside.call(logger, functools.partial(logger.log_picture, name, picture, step, images_seen))
 
 
 @rank_zero_only
 def log_scalars(loggers: list[Logger], metrics: dict[str, float], step: int, images_seen: int) -> None:
     """Scalars to every logger, with the x-axis."""
+    row = {**metrics, AXIS: images_seen}
     for logger in loggers:
-        logger.log_metrics({**metrics, AXIS: images_seen}, step)
+        if isinstance(logger, MetricsCSV):
+            logger.log_metrics(row, step)
+        else:
+            aside.call(logger, functools.partial(logger.log_metrics, dict(row), step))
