@@ -288,8 +288,8 @@ def doctor(config: DictConfig) -> None:
         metric = instantiate(config.metric) if OmegaConf.select(config, "metric") else None
         dataset.prepare_data()
     print(dataset.name)
-    for what, value in examine(dataset, metric):
-        print(f"  {what:<18}{value}")
+    for what, value in examine(dataset, metric, shown=True):
+        print(f"  {what:<18}{value}", flush=True)
 
 
 def _say_cost(config: DictConfig, cost_of: Any, samplers: int) -> None:

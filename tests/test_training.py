@@ -131,6 +131,97 @@ def test_evaluate_measures_as_training_did(folder):
     assert max(values) - min(values) <= 1e-6 * max(values)
 
 
+def test_another_block_size_is_the_same_distance(folder, tmp_path):
+    """Rounding may differ by a grey level where it does at all."""
+    values = []
+    for size in (16, 5):
+        run_of_its_own = tmp_path / str(size)
+        shutil.copytree(folder, run_of_its_own)
+        shutil.rmtree(run_of_its_own / "evaluations")
+        arguments = ("num_samples=32", f"batch_size={size}", "trainer=cpu", "log=false")
+        assert call("evaluate.py", f"run={run_of_its_own}", *arguments).code == 0
+        (path,) = (run_of_its_own / "evaluations").glob("fd_digits_32-*.json")
+        values.append(json.loads(path.read_text())["value"])
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+
+
+def test_a_grid_of_samplers_on_one_checkpoint(folder, tmp_path):
+    """Its numbers go to the run's own W&B run, as another segment of it."""
+    mine = tmp_path / "grid"
+    shutil.copytree(folder, mine)
+    for path in (mine / "evaluations").iterdir():
+        path.unlink()
+    grid = ("-m", "sampler=ddim,heun,annealed_langevin", "sampler.steps=2,3", "num_samples=8", "repeats=2")
+    done = call("evaluate.py", f"run={mine}", "trainer=cpu", f"save_samples={tmp_path / 'kept'}", *grid)
+    assert done.code == 0, done.err
+    records = [json.loads(p.read_text()) for p in (mine / "evaluations").glob("*.json")]
+    assert {(r["sampler"]["name"], r["sampler"]["steps"], r["nfe"]) for r in records} == {
+        *(("DDIM", 2, 2), ("DDIM", 3, 3)),
+        *(("Heun", 2, 3), ("Heun", 3, 5)),  # 2 N - 1 calls
+    }
+    assert all(len(r["values"]) == 2 and r["seeds"]["blocks"] == 2 for r in records)
+    assert "Left out: annealed_langevin, steps 2; annealed_langevin, steps 3: " in done.out
+    assert "4 samplers on one checkpoint, from the same noise, 2 x 8 samples of 2 to 5 network calls" in done.out
+    table = [line.split() for line in done.out.splitlines() if line.startswith(("ddim", "heun"))]
+    assert [row[:3] for row in table] == [
+        ["ddim", "2", "2"],
+        ["ddim", "3", "3"],
+        ["heun", "2", "3"],
+        ["heun", "3", "5"],
+    ]
+    (picture,) = (mine / "evaluations").glob("*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    logged = [row for row in wandb_history(mine) if any(key.startswith("evaluation/") for key in row)]
+    assert len(logged) == 1 and logged[0]["images_seen"] == 480
+    value = next(r["value"] for r in records if r["nfe"] == 5)
+    assert logged[0]["evaluation/fd_digits_8/Heun steps 3"] == pytest.approx(value)
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir())[0] == "ddim_steps_2.npz"
+    with np.load(tmp_path / "kept" / "ddim_steps_2.npz") as file:
+        assert file["arr_0"].shape == (16, 8, 8, 1)  # both seed blocks
+    again = call("evaluate.py", f"run={mine}", "trainer=cpu", *grid)
+    assert again.code == 0 and "has these numbers already" in again.out
+    unlike = sorted((mine / "evaluations").glob("*.json"))[:2]
+    told = call("evaluate.py", f"explain={unlike[0]},{unlike[1]}")
+    assert told.code == 0 and "sampler." in told.out and "nfe" in told.out
+
+
+def test_wandb_failing_loses_no_record(folder, tmp_path, monkeypatch):
+    import wandb
+
+    mine = tmp_path / "mine"
+    shutil.copytree(folder, mine)
+    monkeypatch.setattr(wandb, "init", lambda **_: (_ for _ in ()).throw(OSError("the disk is full")))
+    done = call("evaluate.py", f"run={mine}", "num_samples=8", "trainer=cpu")
+    assert done.code == 0 and "W&B       failed (the disk is full); the records are written" in done.out
+    assert list((mine / "evaluations").glob("fd_digits_8-*.json"))
+
+
+def test_anybodys_images_are_scored_without_a_run(folder, tmp_path):
+    out = tmp_path / "out"
+    assert call("sample.py", f"run={folder}", "num_samples=32", f"out={out}", "trainer=cpu").code == 0
+    done = call(
+        "evaluate.py", f"samples={out / 'samples.npz'}", "dataset=digits", f"save_reference={tmp_path / 'ref.npz'}"
+    )
+    assert done.code == 0, done.err
+    (path,) = (out / "evaluations").glob("fd_digits_32-*.json")
+    record = json.loads(path.read_text())
+    (path,) = (folder / "evaluations").glob("fd_digits_32-*.json")
+    known = json.loads(path.read_text())  # the same samples, measured when training ended
+    assert record["value"] == pytest.approx(known["value"], rel=1e-6) and record["sampler"] == known["sampler"]
+    from_file = call(
+        "evaluate.py", f"samples={out / 'samples.npz'}", "metric=fd_digits", f"reference={tmp_path / 'ref.npz'}"
+    )
+    assert from_file.code == 0 and f"{record['value']:.4g}" in from_file.out
+    for arguments, said in {
+        ("dataset=fashion_mnist", f"dataset.root={tmp_path}"): "dataset.root",
+        (): "dataset=cifar10, or reference=",
+        ("dataset=digits", "metric=bits_per_dim"): "needs a model",
+        ("dataset=digits", f"run={folder}"): "not both",
+    }.items():
+        refused = call("evaluate.py", f"samples={out / 'samples.npz'}", *arguments)
+        assert refused.code == 2 and said in refused.err, refused
+
+
 def straight(tmp_path, name, steps, *arguments):
     folder = tmp_path / name
     done = call("train.py", *TINY, f"trainer.max_steps={steps}", "logger=none", f"hydra.run.dir={folder}", *arguments)
@@ -205,20 +296,50 @@ def test_an_interrupt_saves_and_says_how_to_go_on(tmp_path):
     assert run.read_checkpoint(folder)["global_step"] > 0
 
 
+def wandb_history(folder):
+    """The rows that W&B holds of a run, of every segment."""
+    rows = []
+    for segment in sorted((folder / "wandb").glob("offline-run-*")):
+        leet = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(segment)]
+        shown = subprocess.run(leet, capture_output=True, text=True, timeout=120, check=True).stdout
+        found = (json.loads(line) for line in shown.splitlines())
+        rows += [entry["history"]["item"] for entry in found if "history" in entry]
+    return rows
+
+
 def test_two_processes_measure_what_one_does(tmp_path):
+    """The distance in training and at its end, sharded over ranks, is logged to W&B once, as is the grid: T-F10."""
     folder = tmp_path / "ddp"
     ddp = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_steps=20", "sampler.steps=5")
-    done = shell("train.py", *ddp, *TINY, "trainer.accelerator=cpu", f"hydra.run.dir={folder}", timeout=400)
+    during = ("callback.evaluate.every_images=160", "callback.evaluate.fast_num_samples=24")
+    kept = "callback.checkpoint.milestone_images=160"
+    done = shell(
+        "train.py", *ddp, *TINY, "trainer.accelerator=cpu", *during, kept, f"hydra.run.dir={folder}", timeout=400
+    )
     assert done.code == 0, done.err
     with (folder / "metrics.csv").open() as file:
         steps = [row["step"] for row in csv.DictReader(file)]
     assert len(steps) == len(set(steps))
+    rows = wandb_history(folder)
+    at_half = [row for row in rows if "fd_digits_24" in row]
+    at_end = [row for row in rows if "fd_digits_32" in row]
+    grids = [row for row in rows if any(str(key).startswith("samples") for key in row)]
+    assert [row["images_seen"] for row in at_half] == [160] and [row["images_seen"] for row in at_end] == [320]
+    assert len(grids) == 1
     (path,) = (folder / "evaluations").glob("fd_*.json")
     two = json.loads(path.read_text())
-    assert two["world_size"] == 2
-    kept = tmp_path / "one"
-    shutil.copytree(folder, kept)
-    shutil.rmtree(kept / "evaluations")
-    assert call("evaluate.py", f"run={kept}", "num_samples=32", "batch_size=16", "trainer=cpu").code == 0
-    (path,) = (kept / "evaluations").glob("fd_*.json")
-    assert json.loads(path.read_text())["value"] == pytest.approx(two["value"], rel=1e-6)
+    assert two["world_size"] == 2 and two["value"] == pytest.approx(at_end[0]["fd_digits_32"], rel=1e-9)
+    one = tmp_path / "one"
+    shutil.copytree(folder, one)
+    shutil.rmtree(one / "evaluations")
+    last, half = one / "checkpoints" / "last.ckpt", one / "checkpoints" / "step=10.ckpt"
+    fast = ("sampler=dpm_solver", "sampler.steps=4", "sampler.clip=1.0", "num_samples=24")
+    for checkpoint, name, extra, expected in (
+        (last, "fd_digits_32", ("num_samples=32",), two["value"]),
+        (half, "fd_digits_24", fast, at_half[0]["fd_digits_24"]),
+    ):
+        again = call("evaluate.py", f"run={checkpoint}", *extra, "batch_size=16", "trainer=cpu", "log=false")
+        assert again.code == 0, again.err
+        (path,) = (one / "evaluations").glob(f"{name}-*.json")
+        record = json.loads(path.read_text())
+        assert record["world_size"] == 1 and record["value"] == pytest.approx(expected, rel=1e-6)

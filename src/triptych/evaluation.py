@@ -97,6 +97,7 @@ class Evaluator:
             keep: is given the indices and the stored samples (uint8) of each of this rank's blocks.
         """
         self.prepare(job.device)
+        self.metric.reset()  # of a measurement that was interrupted
         error: Exception | None = None
         try:
             for indices, x in job.run(progress, rank, world):

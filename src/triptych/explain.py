@@ -18,6 +18,7 @@ EFFECTS = (  # beginning of a field's name -> what a difference there is known t
     ("reference.split", "DDPM's CIFAR-10 FID is 3.17 against train and 5.24 against test (T-F5)"),
     ("reference.transform", "the real images were cropped, resized or decoded differently (T-F6, T-F7)"),
     ("reference.num_images", "fewer real images raise a Fréchet distance just as fewer samples do (T-F4)"),
+    ("reference", "compared with something else: the numbers do not compare"),
     ("quantisation", "truncation darkens by half a grey level; no rounding at all is another image (T-F2, T-F3)"),
     ("resize", "antialiasing and pixel centres move Inception's features: a different number, if a close one (T-F1)"),
     ("weights", "raw and averaged weights, or two lengths of the average, make different images (T-E1)"),

@@ -16,3 +16,15 @@ def bar(title: str, total: int, shown: bool = True) -> Iterator[Callable[[int], 
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
         task = progress.add_task(title, total=total)
         yield lambda amount: progress.advance(task, amount)
+
+
+@contextlib.contextmanager
+def busy(title: str, shown: bool = True) -> Iterator[None]:
+    """For what takes long and cannot say how far it is: its name, and that something moves."""
+    from rich.console import Console
+
+    if not (shown and sys.stderr.isatty()):
+        yield
+        return
+    with Console(stderr=True).status(f"{title} …"):
+        yield

@@ -1,5 +1,6 @@
 """Measuring while a model trains: a cheap number at intervals, the real one at the end, both with their protocol."""
 
+import contextlib
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -14,6 +15,8 @@ from triptych.generate import Job, Progress
 from triptych.record import Record
 from triptych.sampler import Sampler
 
+WEIGHTS = {"ema": (False,), "raw": (True,), "both": (False, True)}  # which of them are the raw ones
+
 
 class Evaluate(Callback):
     """Metrics on samples from fixed seeds, with the averaged weights; on several devices each makes its share.
@@ -26,6 +29,7 @@ class Evaluate(Callback):
         split: of the dataset, the reference.
         block: samples a network call.
         seed: of the samples.
+        weights: "ema", "raw", or "both", which are then told apart by the name /raw.
     """
 
     def __init__(
@@ -40,7 +44,11 @@ class Evaluate(Callback):
         split: str = "train",
         block: int = 250,
         seed: int = 0,
+        weights: str = "ema",
     ) -> None:
+        if weights not in WEIGHTS:
+            raise ValueError(f"callback.evaluate.weights must be one of {', '.join(WEIGHTS)}, got {weights!r}.")
+        self.weights = WEIGHTS[weights]
         self.metric, self.name, self.sampler, self.fast_sampler = metric, name, sampler, fast_sampler
         self.every = Every(every_images)
         self.num_samples, self.fast_num_samples = num_samples, fast_num_samples
@@ -100,8 +108,10 @@ class Evaluate(Callback):
         self._evaluator = self._evaluator or Evaluator(self.metric, self.name, dataset, self.split)
         job = self.job(pl_module, dataset, final)
         shown = final and trainer.is_global_zero
-        with averaged(trainer), Progress(job.count, job.sampler.steps, "evaluating", shown) as progress:
-            values = self._evaluator.measure(job, progress, trainer.global_rank, trainer.world_size)
-        records = report(trainer, self._evaluator, values, job, job.count, kept=final)
-        if final:
-            self.records += records
+        for raw in self.weights:
+            total = Progress(job.count, job.sampler.steps, "evaluating raw weights" if raw else "evaluating", shown)
+            with contextlib.nullcontext() if raw else averaged(trainer), total as progress:
+                values = self._evaluator.measure(job, progress, trainer.global_rank, trainer.world_size)
+            records = report(trainer, self._evaluator, values, job, job.count, kept=final, raw=raw)
+            if final:
+                self.records += records

@@ -16,9 +16,16 @@ from triptych.tracking import log_scalars
 
 
 def report(
-    trainer: Trainer, evaluator: Evaluator, values: Mapping[str, float], job: Job | None, count: int, kept: bool = True
+    trainer: Trainer,
+    evaluator: Evaluator,
+    values: Mapping[str, float],
+    job: Job | None,
+    count: int,
+    kept: bool = True,
+    raw: bool = False,
 ) -> list[Record]:
-    """Logs the values, measured with the averaged weights, with their protocol; writes their records if `kept`.
+    """Logs the values, measured with the averaged weights or the raw ones, with their protocol; writes their records
+    if `kept`.
 
     On rank 0 only; the others get no records.
     """
@@ -42,13 +49,13 @@ def _written(
             [value],
             job,
             count,
-            weights=profile(trainer),
+            weights="raw" if raw else profile(trainer),
             guidance=None,
             images_seen=images_seen(trainer),
             world_size=trainer.world_size,
             run=str(trainer.default_root_dir),
         )
-        log_scalars(trainer.loggers, {record.metric: value}, trainer.global_step, images_seen(trainer))
+        log_scalars(trainer.loggers, {record.metric + "/raw" * raw: value}, trainer.global_step, images_seen(trainer))
         if kept:
             with disk.forgiving("A record cannot be written"):
                 record.write(Path(trainer.default_root_dir) / "evaluations")
