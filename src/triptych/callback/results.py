@@ -30,17 +30,24 @@ def report(
     On rank 0 only; the others get no records.
     """
     if trainer.is_global_zero:
-        records = _written(trainer, evaluator, values, job, count, kept)
+        records = _written(trainer, evaluator, values, job, count, kept, raw)
     else:
         records = []
     checkpoint = checkpoint_of(trainer)
     if checkpoint is not None:
-        checkpoint.consider(trainer, {f"{name}_{short_count(count)}": value for name, value in values.items()})
+        names = {name: f"{name}_{short_count(count)}" + "/raw" * raw for name in values}
+        checkpoint.consider(trainer, {names[name]: value for name, value in values.items()})
     return records
 
 
 def _written(
-    trainer: Trainer, evaluator: Evaluator, values: Mapping[str, float], job: Job | None, count: int, kept: bool
+    trainer: Trainer,
+    evaluator: Evaluator,
+    values: Mapping[str, float],
+    job: Job | None,
+    count: int,
+    kept: bool,
+    raw: bool,
 ) -> list[Record]:
     records = []
     for name, value in values.items():
