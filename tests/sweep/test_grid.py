@@ -188,7 +188,7 @@ def test_a_sweep_that_was_killed_goes_on(tmp_path):
     assert found is not None and found.state == "interrupted" and 0 < found.step < 600
     assert sorted(row["state"] for row in ledger(sweep).values()) == ["finished", "running"]
     again = start(f"resume={sweep}")
-    out, _ = again.communicate(timeout=240)
+    out, _ = again.communicate(timeout=500)
     assert again.returncode == 0 and "1 trials to run (1 finished earlier)" in out, out
     assert {row["state"] for row in ledger(sweep).values()} == {"finished"}
     assert f"from step {found.step}" in (cut / "log.txt").read_text()
@@ -202,7 +202,7 @@ def test_the_ranks_of_a_trial_are_its_own(tmp_path):
     sweep = tmp_path / "sweep"
     two = ("trainer=ddp", "trainer.devices=2", "trainer.max_steps=20", "hydra.launcher.n_jobs=2")
     launcher = start(*TOY, *two, "seed=0,1", f"hydra.sweep.dir={sweep}")
-    out, _ = launcher.communicate(timeout=280)
+    out, _ = launcher.communicate(timeout=500)
     assert launcher.returncode == 0 and "2 finished" in out, out
     folders = [path for path in sweep.iterdir() if path.is_dir()]
     assert len(folders) == 2 and not list(tmp_path.glob("*/multirun.yaml/*"))
@@ -214,13 +214,14 @@ def test_the_ranks_of_a_trial_are_its_own(tmp_path):
 
 @pytest.mark.slow
 def test_submitit_runs_the_same_trials(tmp_path):
+    """In jobs of its own, which were pickled; what is finished is not run again."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     sweep = tmp_path / "sweep"
-    given = (*TOY, "trainer.max_steps=10", "seed=0,1", "hydra/launcher=submitit_local", f"hydra.sweep.dir={sweep}")
-    for _ in range(2):  # the second time there is nothing left to do
+    given = (*TOY, "trainer.max_steps=10", "seed=3", "hydra/launcher=submitit_local", f"hydra.sweep.dir={sweep}")
+    for _ in range(2):
         command = [sys.executable, str(ROOT / "train.py"), "-m", *given]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    assert [status.read(sweep / name).state for name in ("0", "1")] == ["finished", "finished"]
+    assert status.read(sweep / "0").state == "finished"
     logs = "".join(path.read_text() for path in sweep.glob(".submitit/*/*.out"))
-    assert logs.count("Trained") == 2 and logs.count("Nothing is left to train") == 2
+    assert logs.count("Trained") == 1 and logs.count("Nothing is left to train") == 1
