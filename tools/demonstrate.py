@@ -26,7 +26,7 @@ SWEEPS = {
     "papers": ("formulation=ddpm,ncsn,edm,flow_matching",),
     "score_sde": ("formulation=score_sde", "schedule=vp,sub_vp,ve"),
 }
-METRIC, SAMPLES, STEPS = "fd_digits_1k", 1000, (10, 20, 50)
+METRIC, SAMPLES, STEPS = "fd_digits_500", 500, (10, 20, 50)
 
 
 def run(*arguments: str, check: bool = True) -> int:
