@@ -4,8 +4,10 @@ import pytest
 import torch
 from networks import ROWS, ddpm, ncsn
 from oracles import two_modes
+from torch import nn
 
-from triptych.schedule import Cosine, Geometric, LinearBeta, QuadraticBeta
+from triptych.formulation import ScoreSDE
+from triptych.schedule import VE, VP, Cosine, Geometric, LinearBeta, QuadraticBeta, SubVP
 
 
 def times(formulation, between=True):
@@ -106,3 +108,21 @@ def test_range_of_c_noise(row):
         return
     assert low - 1e-9 <= told.min() and told.max() <= high + 1e-9
     assert told.max() - told.min() > 0.5 * (high - low)
+
+
+@pytest.mark.parametrize("schedule", [VP(), SubVP(), VE(0.02, 10.0)], ids=lambda s: type(s).__name__)
+def test_likelihood_weighting_is_half_g_squared(schedule):
+    """Song, Durkan, Murray, Ermon 2021, Thm. 1: the integrand is g^2 / 2 |score - target|^2, here for a score of 0."""
+
+    class Silent(nn.Module):
+        def forward(self, x, c_noise, cond=None):
+            return torch.zeros_like(x)
+
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    x_0 = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    eps = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    loss = ScoreSDE(Silent(), schedule, weighting="likelihood").loss(x_0, t, noise=lambda like: eps)
+    target = -eps / schedule.sigma(t)[:, None, None, None]
+    assert loss.tolist() == pytest.approx(
+        (schedule.diffusion_sq(t) / 2 * target.square().mean((1, 2, 3))).tolist(), rel=1e-6
+    )

@@ -184,16 +184,21 @@ def test_predictor_corrector_of_ve(norm):
     same(ours, x, rtol=1e-7)
 
 
-def test_predictor_corrector_of_vp_by_batch():
-    """The same of VP: alpha_i = 1 - beta_i enters the corrector's step, and beta is the predictor's variance."""
+@pytest.mark.parametrize("norm", ["expected", "batch"])
+def test_predictor_corrector_of_vp(norm):
+    """The same of VP, by batch: alpha_i = 1 - beta_i enters the corrector's step, beta is the predictor's variance."""
     schedule, z, snr, x = LinearBeta(T=60), stream(), 0.2, start()
     net, beta = Eps(schedule), schedule.beta.tolist()
+    sigma_sq = (1 - (1 - schedule.beta).cumprod(0)).tolist()
     predictor = Ancestral(steps=60, variance="fixed_large")
-    sampler = PredictorCorrector(steps=60, grid="uniform", snr=snr, norm="batch", predictor=predictor)
+    sampler = PredictorCorrector(steps=60, grid="uniform", snr=snr, norm=norm, predictor=predictor)
     ours = sampler(two_modes(schedule), x, noise=stream())
     for t in range(60, 0, -1):
         score, noise = net.score(x, t / 60), z(x)
-        step = (snr * noise.norm(dim=1).mean() / score.norm(dim=1).mean()) ** 2 * 2 * (1 - beta[t - 1])
+        if norm == "batch":
+            step = (snr * noise.norm(dim=1).mean() / score.norm(dim=1).mean()) ** 2 * 2 * (1 - beta[t - 1])
+        else:
+            step = torch.tensor(2 * snr**2 * sigma_sq[t - 1])
         x = x + step * score + (2 * step).sqrt() * noise
         mean = (x + beta[t - 1] * net.score(x, t / 60)) / math.sqrt(1 - beta[t - 1])
         x = mean + math.sqrt(beta[t - 1]) * z(x) if t > 1 else mean
