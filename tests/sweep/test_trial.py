@@ -75,14 +75,14 @@ def test_a_trials_environment_knows_nothing_of_other_ranks(monkeypatch):
 def test_progress_is_read_while_the_file_is_being_written(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text(
-        "step,images_seen,time,train/images_per_second,val/loss,bits_per_dim_4,fd_digits_32\n"
-        "10,640,1.0,320,,,\n20,1280,2.0,640,0.5,,\n"
+        "step,images_seen,time,train/images_per_second,val/loss,samples/alarm,bits_per_dim_4,fd_digits_32\n"
+        "10,640,1.0,320,,,,\n20,1280,2.0,640,0.5,0.0,,\n"
     )
     found = progress.read(tmp_path)
     assert (found.step, found.images, found.rate, found.metric) == (20, 1280, 640, ("val/loss", 0.5))
     assert found.seconds_left(120) == pytest.approx(100 * 64 / 640)
     with path.open("a") as file:
-        file.write("30,1920,3.0,,,3.1,7.5\n40,25")
+        file.write("30,1920,3.0,,,0.0,3.1,7.5\n40,25")
     assert progress.read(tmp_path).metric == ("fd_digits_32", 7.5) and progress.read(tmp_path).step == 30
     rows = progress.rows(path)
     assert len(rows) == 3 and rows == progress.rows(path, tail=10_000) and progress.rows(path, tail=40) == rows[2:]

@@ -2,11 +2,12 @@
 
 import csv
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 TAIL = 65_536  # bytes of metrics.csv that are looked at
-NOT_METRICS = ("step", "images_seen", "time")
+MEASURED = re.compile(r"(?!train/|val/).*_\d+k?")  # a metric's name ends in its number of samples
 BESIDE = ("bits_per_dim", "vlb")  # measured beside the metric that a run is about
 
 
@@ -54,7 +55,7 @@ def read(folder: Path) -> Progress:
     measured: list[str] = []
     for row in rows(folder / "metrics.csv", TAIL):
         latest |= row
-        new = [n for n in row if n not in NOT_METRICS and not n.startswith(("train/", "val/", "system/"))]
+        new = [n for n in row if MEASURED.fullmatch(n)]
         measured = sorted(new, key=lambda n: n.startswith(BESIDE)) or measured
     name = next((n for n in (*measured, "val/loss", "train/loss") if n in latest), None)
     return Progress(
