@@ -17,7 +17,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from triptych import cli, disk, run, tracking
+from triptych import cli, disk, run, shard, tracking
 from triptych.callback import Checkpoint, Evaluate, Likelihood, Samples, Status, Stop
 from triptych.callback.clock import images_seen
 from triptych.callback.guard import NotFinite
@@ -65,6 +65,7 @@ class Job:
             plugins=[(checkpoint or Checkpoint()).io()],
             default_root_dir=folder,
         )
+        shard.check(trainer, formulation, bool(config.compile))
         return cls(folder, dataset, formulation, callbacks, status, trainer, asked)
 
     def callback(self, kind: type) -> Any:

@@ -41,7 +41,7 @@ def train(callback, module, trainer, steps):
 
 def begun(folder, **options):
     callback, module, trainer = PowerEMA(**options), Module(), FakeTrainer(folder)
-    callback.on_fit_start(trainer, module)
+    callback.on_train_start(trainer, module)
     return callback, module, trainer
 
 
@@ -94,7 +94,7 @@ def test_goes_on_bitwise_and_forgets_snapshots_of_a_future_that_was_lost(tmp_pat
     resumed = FakeTrainer(tmp_path / "two")
     resumed.global_step = 14
     second.on_load_checkpoint(resumed, again, checkpoint)
-    second.on_fit_start(resumed, again)
+    second.on_train_start(resumed, again)
     assert Snapshot.of(tmp_path / "two" / "ema")[-1].images == 100
     train(second, again, resumed, 16)
     for length, average in straight._averages.items():
@@ -117,7 +117,7 @@ def test_lengths_cannot_change_under_a_run(tmp_path):
     other = PowerEMA(lengths=(0.05, 0.2))
     other.on_load_checkpoint(trainer, module, checkpoint)
     with pytest.raises(ValueError, match=r"lengths cannot change .* it has 0.05, 0.1"):
-        other.on_fit_start(trainer, module)
+        other.on_train_start(trainer, module)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from triptych.callback.clock import Steps, images_seen
+from triptych.shard import gathered, local, placed_like, whole
 
 
 class EMA(Callback):
@@ -40,7 +41,7 @@ class EMA(Callback):
         self._shadow: dict[str, Tensor] = {}
         self._restored: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] | None = None
-        self._trained: list[Tensor] = []
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
         self.steps = Steps()
 
     @property
@@ -61,11 +62,13 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shadow = {
-            name: self._restored.get(name, p.detach()).to(p.device, torch.float32).clone()
-            for name, p in parameters(pl_module).items()
+            name: placed_like(self._restored.get(name, p.detach()), p) for name, p in parameters(pl_module).items()
         }
         self._restored = {}
-        self._trained = [p.detach() for p in parameters(pl_module).values()]  # share their memory
+        self._pairs = None
+        self.steps.start(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.steps.start(trainer)
 
     @torch.no_grad()
@@ -73,10 +76,10 @@ class EMA(Callback):
         if not self.steps.advanced(trainer):  # a micro-batch of a step that goes on (T-E3)
             return
         weight = 1 - self.decay(trainer.global_step, trainer.datamodule.global_batch_size)  # pyright: ignore
-        current = self._trained
-        if any(p.dtype != torch.float32 for p in current):
-            current = [p.float() for p in current]
-        torch._foreach_lerp_(list(self._shadow.values()), current, weight)
+        if self._pairs is None:  # each process's share of both, in the same memory
+            trained = parameters(pl_module).values()
+            self._pairs = [local(v) for v in self._shadow.values()], [local(p.detach()) for p in trained]
+        lerp(*self._pairs, weight)
 
     @contextlib.contextmanager
     def apply(self, pl_module: LightningModule) -> Iterator[None]:
@@ -101,17 +104,16 @@ class EMA(Callback):
         self._swap_out(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._raw is not None:  # saved in the middle of validation: state_dict still means the raw weights
-            for name, value in self._raw.items():
-                checkpoint["state_dict"][name] = value
-        checkpoint["ema"] = {
-            "shadow": {name: value.cpu() for name, value in self._shadow.items()},
-            "profile": self.profile,
-            "images_seen": images_seen(trainer),
-        }
+        raw = {name: whole(value) for name, value in (self._raw or {}).items()}
+        shadow = {name: whole(value).cpu() for name, value in self._shadow.items()}  # on every process
+        if checkpoint["state_dict"]:  # of several processes that share a network, the first one's alone
+            checkpoint["state_dict"].update(raw)  # saved in the middle of validation it still means the raw weights
+        checkpoint["ema"] = {"shadow": shadow, "profile": self.profile, "images_seen": images_seen(trainer)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint.get("ema", {}).get("shadow", {})
+        if self._shadow:  # where a sharded network is loaded after the fit has started
+            self.on_fit_start(trainer, pl_module)
 
     @torch.no_grad()
     def _swap_in(self, pl_module: LightningModule) -> None:
@@ -132,12 +134,20 @@ def parameters(module: LightningModule) -> dict[str, torch.nn.Parameter]:
     return {name.replace("_orig_mod.", ""): p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def averaged(trainer: Trainer) -> contextlib.AbstractContextManager[None]:
-    """The context of the Trainer's EMA callback; without one, nothing changes."""
-    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(callback, EMA):
-            return callback.apply(trainer.lightning_module)
-    return contextlib.nullcontext()
+def lerp(averages: list[Tensor], current: list[Tensor], weight: float) -> None:
+    """averages += weight (current - averages), in one operator."""
+    if any(p.dtype != torch.float32 for p in current):
+        current = [p.float() for p in current]
+    torch._foreach_lerp_(averages, current, weight)  # pyright: ignore[reportPrivateImportUsage]
+
+
+@contextlib.contextmanager
+def averaged(trainer: Trainer) -> Iterator[None]:
+    """Inside, the network has the weights of the Trainer's EMA callback, if there is one, and is whole everywhere."""
+    module = trainer.lightning_module
+    average = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)  # pyright: ignore
+    with average.apply(module) if average else contextlib.nullcontext(), gathered(module):
+        yield
 
 
 def profile(trainer: Trainer) -> str:

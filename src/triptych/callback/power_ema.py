@@ -9,8 +9,9 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from triptych.callback.clock import Steps, images_seen
-from triptych.callback.ema import parameters
+from triptych.callback.ema import lerp, parameters
 from triptych.posthoc import FOLDER, Snapshot, decay, exponent
+from triptych.shard import local, placed_like, whole
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -65,7 +66,7 @@ class PowerEMA(Callback):
         interval = self.interval(now or images)
         return images // interval > (images - batch) // interval
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stored = self._restored.get("averages", {})
         if stored and set(stored) != {str(length) for length in self.gammas}:
             raise ValueError(
@@ -73,7 +74,7 @@ class PowerEMA(Callback):
             )
         self._averages = {
             length: {
-                name: stored.get(str(length), {}).get(name, p.detach()).to(p.device, torch.float32).clone()
+                name: placed_like(stored.get(str(length), {}).get(name, p.detach()), p)
                 for name, p in parameters(pl_module).items()
             }
             for length in self.gammas
@@ -106,6 +107,7 @@ class PowerEMA(Callback):
         if self._at != images:
             averages = {length: {k: v.clone() for k, v in a.items()} for length, a in averages.items()}
             self._update(averages, pl_module, images)
+        averages = {length: {k: whole(v) for k, v in average.items()} for length, average in averages.items()}
         if not trainer.is_global_zero:
             return
         batch = trainer.datamodule.global_batch_size  # pyright: ignore[reportAttributeAccessIssue]
@@ -120,7 +122,9 @@ class PowerEMA(Callback):
             self._silenced = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        averages = {str(length): {k: v.cpu() for k, v in a.items()} for length, a in self._averages.items()}
+        averages = {
+            str(length): {k: whole(v).cpu() for k, v in average.items()} for length, average in self._averages.items()
+        }
         checkpoint["power_ema"] = {"images_seen": images_seen(trainer), "at": self._at, "averages": averages}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -128,12 +132,9 @@ class PowerEMA(Callback):
 
     @torch.no_grad()
     def _update(self, averages: dict[float, dict[str, Tensor]], pl_module: LightningModule, images: int) -> None:
-        current = [p.detach() for p in parameters(pl_module).values()]
-        if any(p.dtype != torch.float32 for p in current):
-            current = [p.float() for p in current]
+        current = [local(p.detach()) for p in parameters(pl_module).values()]
         for length, average in averages.items():
-            weight = 1 - decay(self._at, images, self.gammas[length])
-            torch._foreach_lerp_(list(average.values()), current, weight)  # pyright: ignore[reportPrivateImportUsage]
+            lerp([local(v) for v in average.values()], current, 1 - decay(self._at, images, self.gammas[length]))
 
     @staticmethod
     def _folder(trainer: Trainer) -> Path:

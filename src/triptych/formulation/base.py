@@ -14,6 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from triptych import shard
 from triptych.denoiser import Cond, expand
 from triptych.formulation.tally import Tally
 from triptych.formulation.times import TimeSampler
@@ -197,6 +198,17 @@ class Formulation(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         self._step = (-1, 0)
+
+    def configure_model(self) -> None:
+        """Called by Lightning once its processes run; `trainer=fsdp` has a mesh of devices."""
+        if self.device_mesh is not None:
+            shard.shard(self.model, self.device_mesh)
+
+    def on_validation_epoch_start(self) -> None:
+        shard.gather(self)
+
+    def on_validation_epoch_end(self) -> None:
+        shard.scatter(self)
 
     def _drop_labels(self, cond: Cond, step: Step) -> Cond:
         if cond is None or self.label_dropout == 0:

@@ -1,0 +1,107 @@
+"""Networks that do not fit on one device: parameters, gradients, optimizer and averages shared out over all (FSDP2).
+
+A network is sharded block by block, so that only one block is whole at a time while it trains. To sample and to
+measure, every process gathers the whole network first (`gathered`): its forward passes then need no other process, and
+may differ in number. Checkpoints hold whole tensors, so that they load on any number of devices, and in run.load.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+class Sharded(ModelParallelStrategy):
+    """Lightning's strategy with every device in one data-parallel group, and checkpoints in one file."""
+
+    def __init__(self) -> None:
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def check(trainer: Trainer, module: LightningModule, compiled: bool) -> None:
+    """Refuses, before any process is started, what cannot be sharded."""
+    if not isinstance(trainer.strategy, Sharded):
+        return
+    if trainer.world_size == 1:
+        raise ValueError(
+            "trainer=fsdp shares a network out over several devices, and there is one: set trainer.devices=2 or more, "
+            "or use trainer=gpu or trainer=cpu."
+        )
+    if compiled:
+        raise ValueError("compile=true and trainer=fsdp do not go together: leave one of them out.")
+    outside = [name for name, p in module.named_parameters() if p.requires_grad and not name.startswith("model.")]
+    if outside:
+        raise ValueError(
+            f"trainer=fsdp shards the network alone, but {outside[0]} is trained too: use trainer=ddp, or another "
+            "schedule."
+        )
+
+
+def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards each block of the network's lists of blocks, then what is left; nothing if that has been done."""
+    if isinstance(network, FSDPModule):
+        return
+    data = mesh["data_parallel"]
+    for blocks in list(network.modules()):
+        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
+            if not isinstance(block, nn.ModuleList) and any(p.requires_grad for p in block.parameters()):
+                fully_shard(block, mesh=data, reshard_after_forward=True)
+    fully_shard(network, mesh=data, reshard_after_forward=True)
+
+
+@contextlib.contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Inside, the whole network is on every process and stays there; nothing happens to one that is not sharded."""
+    gather(module)
+    try:
+        yield
+    finally:
+        scatter(module)
+
+
+def gather(module: nn.Module) -> None:
+    """On every process at the same time."""
+    for part in _parts(module):
+        part.set_reshard_after_forward(False, recurse=False)
+        part.set_reshard_after_backward(False, recurse=False)
+        part.unshard()
+
+
+def scatter(module: nn.Module) -> None:
+    """Undoes `gather`."""
+    for part in _parts(module):
+        part.set_reshard_after_forward(True, recurse=False)
+        part.set_reshard_after_backward(True, recurse=False)
+        part.reshard()
+
+
+def _parts(module: nn.Module) -> list[FSDPModule]:
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share, in the same memory; all of a tensor that is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; of a sharded one on every process at the same time."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A float32 copy of a tensor where `like` is: on its device, and sharded as it is."""
+    if isinstance(like, DTensor) and not isinstance(tensor, DTensor):
+        device = like.to_local().device
+        return distribute_tensor(tensor.to(device, torch.float32), like.device_mesh, like.placements)
+    return tensor.to(like.device, torch.float32).clone()
