@@ -37,7 +37,7 @@ def evaluate(config: DictConfig) -> None:
 
 def evaluate_run(config: DictConfig) -> None:
     """Samples a checkpoint with one sampler or many, measures, writes a record for each number, and logs it."""
-    from triptych import cost, run, tradeoff
+    from triptych import compilation, cost, run, tradeoff
     from triptych.evaluation import Evaluator
     from triptych.generate import devices
 
@@ -63,13 +63,13 @@ def evaluate_run(config: DictConfig) -> None:
         dataset.prepare_data()
         grid, refused = _cells(config, formulation, dataset)
         fabric = devices(config.trainer)
+        compilation.check(config.compile, config.trainer.precision, fabric.device)
         if config.save_samples:
             run.new_folder(config.save_samples, "samples") if fabric.local_rank == 0 else None
 
     fabric.launch()
     formulation.to(fabric.device)
-    if config.compile:
-        formulation.model.compile()
+    compilation.compiled(formulation.model, config.compile, fabric.device)
     rank, world = fabric.global_rank, fabric.world_size
     common = {
         "weights": run.weights_profile(checkpoint, weights, config.run),

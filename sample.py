@@ -14,7 +14,7 @@ def sample(config: DictConfig) -> None:
     import torch
     from hydra.utils import instantiate
 
-    from triptych import run
+    from triptych import compilation, run
     from triptych.dataset.given import given
     from triptych.generate import Job, Progress, devices, storable
     from triptych.image import enlarge, filmstrip, from_uint8, grid, picture, save, save_animation
@@ -50,13 +50,13 @@ def sample(config: DictConfig) -> None:
             init=init,
         )
         fabric = devices(config.trainer)
+        compilation.check(config.compile, config.trainer.precision, fabric.device)
         out = run.new_folder(config.out, "results") if fabric.local_rank == 0 else None
 
     fabric.launch()
     job.device = fabric.device
     formulation.to(fabric.device)
-    if config.compile:
-        formulation.model.compile()
+    compilation.compiled(formulation.model, config.compile, fabric.device)
     rank, world = fabric.global_rank, fabric.world_size
     with Progress(job.count, sampler.steps, shown=rank == 0) as progress, fabric.autocast():
         samples = job.collect(progress, rank, world)

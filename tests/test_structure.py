@@ -27,6 +27,7 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "ode": set(),
     "posthoc": set(),
     "shard": set(),
+    "compilation": set(),
     "model": set(),
     "download": set(),
     "dataset": {"download"},
@@ -54,7 +55,7 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "check": set(),
     "cli": {"run", "layout", "check"},
     "training": MEASURING
-    | {"callback", "tracking", "formulation", "dataset", "run", "disk", "signals", "cli", "shard"},
+    | {"callback", "tracking", "formulation", "dataset", "run", "disk", "signals", "cli", "shard", "compilation"},
     "sweep": {"callback", "check", "cli", "dataset", "disk", "noise", "record", "signals", "status"},
     "cells": {"cli"},
 }

@@ -51,12 +51,18 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Shards each block of the network's lists of blocks, then what is left; nothing if that has been done."""
     if isinstance(network, FSDPModule):
         return
-    data = mesh["data_parallel"]
-    for blocks in list(network.modules()):
-        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
-            if not isinstance(block, nn.ModuleList) and any(p.requires_grad for p in block.parameters()):
-                fully_shard(block, mesh=data, reshard_after_forward=True)
-    fully_shard(network, mesh=data, reshard_after_forward=True)
+    for block in [*_blocks(network), network]:
+        if any(p.requires_grad for p in block.parameters()):
+            fully_shard(block, mesh=mesh["data_parallel"], reshard_after_forward=True)
+
+
+def _blocks(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
+    """The members of its lists, and of lists of lists; not those of a list inside a member."""
+    for child in module.children():
+        if listed and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _blocks(child, isinstance(child, nn.ModuleList))
 
 
 @contextlib.contextmanager

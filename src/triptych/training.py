@@ -17,7 +17,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from triptych import cli, disk, run, shard, tracking
+from triptych import cli, compilation, disk, run, shard, tracking
 from triptych.callback import Checkpoint, Evaluate, Likelihood, Samples, Status, Stop
 from triptych.callback.clock import images_seen
 from triptych.callback.guard import NotFinite
@@ -66,6 +66,7 @@ class Job:
             default_root_dir=folder,
         )
         shard.check(trainer, formulation, bool(config.compile))
+        compilation.check(config.compile, config.trainer.precision, trainer.strategy.root_device)
         return cls(folder, dataset, formulation, callbacks, status, trainer, asked)
 
     def callback(self, kind: type) -> Any:
@@ -111,8 +112,7 @@ def train(config: DictConfig, asked: Asked) -> None:
     loggers = _loggers(config, plain, folder, resumed["global_step"] if resumed else 0)
     wandb = next((logger for logger in loggers if not isinstance(logger, tracking.MetricsCSV)), None)
     look = tracking.how_to_look(wandb, folder) if main else ""  # pyright: ignore[reportArgumentType]
-    if config.compile:
-        job.formulation.model.compile()
+    compilation.compiled(job.formulation.model, config.compile, job.trainer.strategy.root_device)
     try:
         job = _fit(job, config, loggers, last)
     except Interrupted:
@@ -176,8 +176,7 @@ def _fit(job: Job, config: DictConfig, loggers: list[Logger], last: Path | None)
         job = Job.of(config, job.folder, asked)
         job.formulation.hparams.update(hparams)
         job.status.reporter = reporter
-        if config.compile:
-            job.formulation.model.compile()
+        compilation.compiled(job.formulation.model, config.compile, job.trainer.strategy.root_device)
         for logger in loggers:
             if isinstance(logger, tracking.MetricsCSV):
                 logger.cut(step)

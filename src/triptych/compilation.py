@@ -1,0 +1,49 @@
+"""`compile=`: the whole network through torch.compile, refused in words where that cannot be."""
+
+import os
+import shutil
+
+import torch
+from torch import nn
+
+MODES = "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"  # torch's; the first replays CUDA graphs
+
+
+def check(compile: bool | str, precision: str, device: torch.device | str) -> None:
+    """Raises a ValueError for what would fail in the middle of the first step.
+
+    Args:
+        compile: false, true, or a mode of torch.compile.
+        precision: of the trainer.
+    """
+    device = torch.device(device)
+    if device.type == "cpu" and str(precision).startswith("16"):
+        raise ValueError(
+            f"trainer.precision={precision} needs a GPU: on a CPU choose trainer.precision=bf16-mixed, or 32-true."
+        )
+    if compile not in (False, True, *MODES):
+        raise ValueError(f"compile must be false, true, or one of {', '.join(MODES)}, got {compile!r}.")
+    if not compile:
+        return
+    compiler = os.environ.get("CXX") or next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)
+    if compiler is None or shutil.which(compiler.split()[0]) is None:
+        raise ValueError(
+            f"compile={str(compile).lower()} needs a C++ compiler, and there is "
+            + (f"no {compiler}, which CXX names" if compiler else "none")
+            + ": install g++, or set compile=false."
+        )
+    if device.type == "cuda" and not torch.utils._triton.has_triton():
+        raise ValueError(f"compile={str(compile).lower()} on a GPU needs triton: pip install triton, or compile=false.")
+
+
+def compiled(network: nn.Module, compile: bool | str, device: torch.device | str) -> None:
+    """Compiles in place, so that the names of parameters stay (T-E9); on a GPU with channels_last.
+
+    Compiled at the first call. The layout is that which convolutions in half precision want; norms keep it when they
+    are compiled, and convert to and fro when they are not, so that without compiling it is left as it is.
+    """
+    if not compile:
+        return
+    if torch.device(device).type == "cuda":
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network.compile(mode=compile if isinstance(compile, str) else None)

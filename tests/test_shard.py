@@ -1,0 +1,147 @@
+"""A network shared out over two processes is the network: loss, gradients, averages, checkpoints, sampling."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from scripts import TINY, call, shell
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+
+from triptych import run, shard
+from triptych.formulation import DDPM
+from triptych.model import MLP, NCSN, DiT, NCSNpp, UNet
+from triptych.schedule import LinearBeta
+
+NETWORKS = {
+    "unet": lambda: UNet(3, 3, 8, 16, (1, 2), 1, (4,), dropout=0.0, checkpointing=True),
+    "ncsnpp": lambda: NCSNpp(3, 3, 8, 16, (1, 2), 1, (4,), dropout=0.0, encoder="residual", decoder="skip"),
+    "dit": lambda: DiT(3, 3, 8, 2, 32, 2, 4),
+    "mlp": lambda: MLP(2, 2, 32, 2),
+    "ncsn": lambda: NCSN(3, 3, 8, levels=10, channels=8),
+}
+
+
+def network(name):
+    torch.manual_seed(0)
+    model = NETWORKS[name]()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return model
+
+
+def batch(name):
+    generator = torch.Generator().manual_seed(1)
+    shape = (4, 2) if name == "mlp" else (4, 3, 8, 8)
+    x, target = (torch.randn(shape, generator=generator) for _ in range(2))
+    return x, torch.tensor([0.0, 3.0, 5.0, 9.0]), target
+
+
+def loss_of(model, x, c_noise, target):
+    return (model(x, c_noise) - target).square().mean()
+
+
+def compare(rank, port, found):
+    """In each of two processes: half a batch through a sharded network against all of it through a whole one."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    for name in NETWORKS:
+        one, two, inputs = network(name), network(name), batch(name)
+        shard.shard(two, mesh)
+        shard.shard(two, mesh)  # once more changes nothing
+        loss = loss_of(one, *inputs)
+        loss.backward()
+        half = loss_of(two, *(v[2 * rank : 2 * rank + 2] for v in inputs))
+        half.backward()
+        mean = half.detach().clone()
+        torch.distributed.all_reduce(mean)
+        torch.testing.assert_close(mean / 2, loss.detach(), msg=name)
+        for (key, p), q in zip(one.named_parameters(), two.parameters(), strict=True):
+            assert isinstance(q, DTensor), (name, key)
+            if p.grad is not None:
+                torch.testing.assert_close(shard.whole(q.grad), p.grad, atol=1e-5, rtol=1e-4, msg=f"{name} {key}")
+        assert sum(shard.local(q).numel() for q in two.parameters()) < 0.8 * sum(p.numel() for p in one.parameters())
+        with torch.no_grad(), shard.gathered(two):  # one process calls oftener than the other, and neither waits
+            for _ in range(1 + rank):
+                out = two(*inputs[:2])
+        torch.testing.assert_close(out, one(*inputs[:2]).detach(), msg=name)
+        assert all(isinstance(q, DTensor) for q in two.parameters())
+        average = shard.placed_like(torch.ones_like(p), q)
+        assert average.placements == q.placements and torch.equal(shard.whole(average), torch.ones_like(p))
+        found.put((rank, name))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_sharded_network_is_the_network():
+    """The loss and the gradients of one global batch are those of one process; sampling needs no other process."""
+    context = torch.multiprocessing.get_context("spawn")
+    found = context.Queue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [context.Process(target=compare, args=(rank, port, found)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(240)
+        worker.kill()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert {found.get(timeout=5) for _ in range(2 * len(NETWORKS))} == {
+        (r, name) for r in range(2) for name in NETWORKS
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_sharded_run_loads_everywhere_and_goes_on_with_one_process(tmp_path):
+    folder = tmp_path / "run"
+    uneven = ("callback.evaluate.num_samples=40", "callback.likelihood.num_images=3")  # 3 blocks, 3 images, 2 processes
+    done = shell(
+        "train.py",
+        *("trainer=fsdp", "trainer.devices=2", *TINY, *uneven, "logger=none", "sampler.steps=3"),
+        *("trainer.max_steps=16", f"hydra.run.dir={folder}"),
+        timeout=400,
+    )
+    assert done.code == 0, done.err
+    stored = run.read_checkpoint(folder)
+    formulation = run.load(folder)
+    for name, p in formulation.named_parameters():
+        assert torch.equal(p, stored["ema"]["shadow"][name]) and not torch.equal(p, stored["state_dict"][name])
+    assert torch.isfinite(run.load(folder, weights="ema=0.10")(torch.zeros(1, 1, 8, 8), torch.tensor([0.5]))).all()
+    done = call("train.py", f"resume={folder}", "trainer=cpu", "trainer.max_steps=20", *LITTLE)
+    assert done.code == 0, done.err
+    assert run.read_checkpoint(folder)["global_step"] == 20
+
+
+LITTLE = [f"callback.{c}=0" for c in ("evaluate.num_samples", "likelihood.num_images", "vlb.num_images")]
+
+
+def test_one_device_is_refused_in_a_sentence(tmp_path):
+    done = call("train.py", "trainer=fsdp", *TINY, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 2 and "there is one: set trainer.devices=2" in done.err and not (tmp_path / "run").exists()
+
+
+class Two:
+    """A trainer that would start two processes."""
+
+    world_size = 2
+
+    def __init__(self):
+        self.strategy = shard.Sharded()
+
+
+def test_what_cannot_be_sharded_is_refused():
+    formulation = DDPM(model=UNet(1, 1, 8, 8, (1,), 1, ()), schedule=LinearBeta())
+    shard.check(Two(), formulation, compiled=False)
+    with pytest.raises(ValueError, match="compile=true and trainer=fsdp"):
+        shard.check(Two(), formulation, compiled=True)
+    formulation.register_parameter("ends", torch.nn.Parameter(torch.ones(1)))
+    with pytest.raises(ValueError, match="ends is trained too"):
+        shard.check(Two(), formulation, compiled=False)
