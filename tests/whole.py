@@ -28,7 +28,7 @@ def job(folder, *overrides, before=(), after=()):
             config.trainer,
             callbacks=[*before, *callbacks, *after],
             logger=False,
-            plugins=[Checkpoint.io()],
+            plugins=[next(c for c in callbacks if isinstance(c, Checkpoint)).io()],
             default_root_dir=folder,
         )
         trainer.loggers = [tracking.MetricsCSV(folder / "metrics.csv")]
