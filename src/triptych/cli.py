@@ -392,7 +392,8 @@ def run_arguments(arguments: list[str], nodes: tuple[str, ...]) -> list[str]:
         if option in options(node):
             brought.append(f"{node}={option}")
             brought += [f"++{key}={value}" for key, value in _leaves(values, node)]
-    return [*brought, *arguments]
+    # checkpoints are called step=100.ckpt, which Hydra reads in quotes only
+    return [*brought, *(f"run={quoted(run)}" if a == f"run={run}" and "=" in run else a for a in arguments)]
 
 
 def _stored_config(path: Path) -> dict:
