@@ -283,12 +283,24 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("out_channels", _out_channels, replace=True)
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
     OmegaConf.register_new_resolver("choice", _choice, replace=True)
+    OmegaConf.register_new_resolver("launched", launched, replace=True)
 
 
 def _out_channels(_root_: DictConfig) -> int:
     """What a network gives back for each channel it gets: twice as much if it also tells the variance."""
     learned = OmegaConf.select(_root_, "formulation.variance") == "learned"
     return _root_.dataset.channels * (2 if learned else 1)
+
+
+def launched(what: str, default: int | str) -> int | str:
+    """ "devices" (processes a node) or "nodes" of the launcher that started this process, torchrun or srun."""
+    world = os.environ
+    if "TORCHELASTIC_RUN_ID" in world:
+        return int(world["LOCAL_WORLD_SIZE"] if what == "devices" else world["GROUP_WORLD_SIZE"])
+    if "SLURM_STEP_NUM_TASKS" in world and "SLURM_PROCID" in world:
+        nodes = int(world.get("SLURM_STEP_NUM_NODES", 1))
+        return int(world["SLURM_STEP_NUM_TASKS"]) // nodes if what == "devices" else nodes
+    return default
 
 
 def run_id() -> str:

@@ -14,6 +14,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
@@ -57,12 +58,17 @@ class Job:
         if checkpoint is not None:
             checkpoint.check(_counts(callbacks))
         formulation.configure_optimizers()
+        if cli.choices().get("trainer") == "multinode" and config.trainer.num_nodes == 1:
+            raise ValueError(
+                "trainer=multinode is for several machines: start it by torchrun --nnodes=…, by srun, or with "
+                "trainer.num_nodes=… and MASTER_ADDR, MASTER_PORT and NODE_RANK set on each of them."
+            )
         status = Status()
         trainer = instantiate(
             config.trainer,
             callbacks=[*callbacks, status],
             logger=False,
-            plugins=[(checkpoint or Checkpoint()).io()],
+            plugins=[(checkpoint or Checkpoint()).io(), *_environment()],
             default_root_dir=folder,
         )
         shard.check(trainer, formulation, bool(config.compile))
@@ -142,6 +148,11 @@ def train(config: DictConfig, asked: Asked) -> None:
     print(f"  python sample.py run={where} num_samples=100 out=samples/first")
     print(f"  python evaluate.py run={where} sampler=ddim sampler.steps=20")
     print(f"  python train.py resume={where} trainer.max_steps={2 * job.trainer.global_step}")
+
+
+def _environment() -> list[ClusterEnvironment]:
+    """SLURM's, if srun started this. What is done on a signal is ours (callback.stop): Lightning does not requeue."""
+    return [SLURMEnvironment(auto_requeue=False)] if "SLURM_STEP_NUM_TASKS" in os.environ else []
 
 
 def _counts(callbacks: list[Callback]) -> set[str]:

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from triptych.callback.clock import Steps, images_seen
 from triptych.callback.guard import guard_of
-from triptych.callback.stop import stopping
+from triptych.callback.stop import cut
 from triptych.tracking import log_scalars
 
 
@@ -51,14 +51,14 @@ class Monitor(Callback):
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step > self._last_logged and not stopping(trainer):  # else it is in the checkpoint
+        if trainer.global_step > self._last_logged and not cut(trainer):  # else it is in the checkpoint
             self._log(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = _named("val/loss", pl_module.validation_losses.read())  # pyright: ignore
         metrics |= _named("val/eps_mse", pl_module.validation_errors.read())  # pyright: ignore
         self.latest |= {"val/loss": metrics["val/loss"]} if "val/loss" in metrics else {}
-        if not trainer.sanity_checking and not stopping(trainer):  # a validation that was cut short
+        if not trainer.sanity_checking and not cut(trainer):  # a validation that was cut short
             self._validated = trainer.global_step
             log_scalars(trainer.loggers, metrics, trainer.global_step, images_seen(trainer))
 

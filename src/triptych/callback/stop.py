@@ -48,7 +48,7 @@ class Stop(Callback):
             self.stopping = True
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if stopping(trainer):
+        if cut(trainer):
             raise StopIteration  # ends the validation, which is made up for when the run goes on
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,6 +68,11 @@ def stopping(trainer: Trainer) -> bool:
     stop = stop_of(trainer)
     alone = trainer.world_size == 1
     return stop is not None and (stop.stopping or (alone and stop.asked.received is not None))
+
+
+def cut(trainer: Trainer) -> bool:
+    """Whether what belongs to this step is left for later: not at the last step, after which there is no training."""
+    return stopping(trainer) and trainer.global_step != trainer.max_steps
 
 
 @contextlib.contextmanager
