@@ -206,3 +206,51 @@ def test_a_full_disk_is_said_once_and_training_goes_on_with_the_checkpoint_it_ha
         done = train(folder, "resume=auto", "trainer.max_steps=26", "callback.checkpoint.every_images=null")
     assert done.code == 1 and "could not be written; the newest one is of step 24" in done.out
     assert run.read_checkpoint(folder)["global_step"] == 24
+
+
+def test_a_planted_key_is_nowhere_in_a_finished_run(tmp_path, monkeypatch):
+    key = "5ec4e7" + "0f1e2d3c4b5a69788796a5b4c3d2e1f0"[:34]
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = tmp_path / "run"
+    done = call("train.py", *SHORT, "logger=wandb", "trainer.max_steps=4", f"hydra.run.dir={folder}")
+    assert done.code == 0 and key not in done.out + done.err
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    kinds = {p.suffix for p in files}
+    assert {".ckpt", ".wandb", ".yaml", ".csv", ".json", ".png"} <= kinds
+    assert not [p for p in files if key.encode() in p.read_bytes()]
+
+
+def test_deterministic_mode_is_on_and_gives_the_same_bits_twice(tmp_path, straight):
+    seen, original = [], DDPM.loss
+
+    def loss(self, *arguments, **keywords):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return original(self, *arguments, **keywords)
+
+    try:
+        with mock.patch.object(DDPM, "loss", loss):
+            done = train(tmp_path / "run", "trainer.deterministic=true")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert done.code == 0 and all(seen)
+    assert_same(straight, tmp_path / "run")
+
+
+def test_another_accumulation_takes_the_same_images_at_each_step(tmp_path):
+    folder = tmp_path / "run"
+    assert train(folder, "trainer.max_steps=10").code == 0
+    taken = []
+    with mock.patch.object(DDPM, "training_step", _watching(DDPM.training_step, taken)):
+        done = call("train.py", f"resume={folder}", "trainer.max_steps=12", "trainer.accumulate_grad_batches=4")
+    assert done.code == 0, done.err
+    assert "accumulate 1 -> 4" in done.out and done.out.count("not bit for bit") == 1
+    assert taken == [10] * 4 + [11] * 4  # four micro-batches of each step, from the first on
+
+
+def _watching(original, taken):
+    def training_step(self, batch, batch_idx):
+        taken.append(self.global_step)
+        return original(self, batch, batch_idx)
+
+    return training_step
