@@ -116,8 +116,9 @@ class Screen:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, expand=True)
+        shares = {"trial": 4, "metric": 5}  # of the width that the short columns leave
         for name in ("trial", "state", "step", "images/s", "metric", "time"):
-            table.add_column(name, overflow="ellipsis", no_wrap=True, justify="left", ratio=3 if name == "trial" else 2)
+            table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=shares.get(name))
         room = max(self.console.height - OTHER_LINES, 4)
         rank = {RUNNING: 0, FAILED: 1, WAITING: 3}
         by_interest = sorted(self.trials, key=lambda t: rank.get(t.state, 2))
