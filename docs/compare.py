@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 START, END = "<!-- table: docs/compare.py writes what follows -->\n", "<!-- end of the table -->\n"
 
 
-def picture(page, path, width=1500, height=2350):
+def picture(page, path, width=1500, height=2950):
     """The page as it opens, in two thirds of its size."""
     import browser
 
@@ -24,7 +24,7 @@ def picture(page, path, width=1500, height=2350):
         driver.save_screenshot(str(path))
     with Image.open(path) as opened:
         small = opened.convert("RGB").resize((opened.width * 2 // 3, opened.height * 2 // 3), Image.Resampling.LANCZOS)
-    small.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    small.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main(report, machine):
