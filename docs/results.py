@@ -1,7 +1,8 @@
 """Fills docs/results.md and draws its pictures from runs and their records: python docs/results.py <run> <run> …
 
-The runs are those of the fashion_* experiments, measured by evaluate.py; what is not in a run's folder is left out. A
-file time.txt in it, with the seconds of CPU of each call of train.py, a line each, gives the training's time.
+With --table the pictures stay as they are. The runs are those of the fashion_* experiments, measured by evaluate.py;
+what is not in a run's folder is left out. A file time.txt in it, with the seconds of CPU of each call of train.py, a
+line each, gives the training's time.
 """
 
 import platform
@@ -80,27 +81,21 @@ class Result:
 
 
 def pictures(results: list[Result], sampler: Any, out: Path, title: str) -> None:
-    """The grids of all runs, side by side."""
-    across = min(len(results), 3)
-    down = -(-len(results) // across)
-    width, height = 3.2, 3.2 * ROWS / COLUMNS
-    figure = Figure(figsize=(width * across, (height + 0.35) * down + 0.3), dpi=110, facecolor="white")
+    """The grids of all runs, side by side, and as many real images last."""
+    panels = {r.title: r.samples(sampler if sampler is not None else run.build(r.config["sampler"])) for r in results}
+    panels["Real images"] = torch.from_numpy(results[0].dataset.images("test")[: ROWS * COLUMNS].copy())
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    width, height, head, top = 3.2, 3.2 * ROWS / COLUMNS, 0.35, 0.3  # inches; of a grid, its title, the figure's
+    total = (height + head) * down + top
+    figure = Figure(figsize=(width * across, total), dpi=110, facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    total = (height + 0.35) * down + 0.3
-    for k, result in enumerate(results):
+    for k, (name, images) in enumerate(panels.items()):
         row, column = divmod(k, across)
-        box = (
-            column / across + 0.004,
-            1 - (0.3 + (row + 1) * (height + 0.35)) / total + 0.02 / total,
-            1 / across - 0.008,
-            (height - 0.02) / total,
-        )
-        axes = figure.add_axes(box)
-        own = sampler if sampler is not None else run.build(result.config["sampler"])
-        axes.imshow(
-            to_numpy(grid(result.samples(own), COLUMNS)), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-        )
-        axes.set_title(result.title, fontsize=11)
+        bottom = 1 - (top + (row + 1) * (height + head)) / total
+        axes = figure.add_axes((column / across + 0.004, bottom, 1 / across - 0.008, height / total))
+        axes.imshow(to_numpy(grid(images, COLUMNS)), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(name, fontsize=11)
         axes.set_axis_off()
     figure.text(0.5, 1 - 0.2 / total, title, ha="center", fontsize=9, color="0.35")
     canvas.print_figure(str(out))
@@ -128,38 +123,26 @@ def levels(results: list[Result], out: Path) -> None:
 
 
 def table(results: list[Result]) -> list[str]:
-    header = [
-        "formulation",
-        "schedule",
-        "images seen",
-        "sampler",
-        "network calls",
-        "fd_fashion_mnist_1k",
-        "bits/dim",
-        "CPU min",
-    ]
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    """A row a measurement of the newest weights; columns in which nothing was measured are left out."""
+    names = ["formulation", "schedule", "images", "sampler", "calls", "fd_fashion_mnist_1k", "bits/dim", "CPU min"]
+    rows: list[list[str]] = []
     for result in results:
-        distances = [
-            r for r in result.records if r["metric"] == "fd_fashion_mnist_1k" and r["images_seen"] == result.images_seen
-        ]
-        bits = [
-            r
-            for r in result.records
-            if r["metric"].startswith("bits_per_dim") and r["images_seen"] == result.images_seen
-        ]
-        said = "-"
-        if bits:
-            said = f"{bits[-1]['value']:.2f}" + (
-                f" ± {bits[-1]['standard_error']:.2f}" if bits[-1]["standard_error"] else ""
-            )
+        records = [r for r in result.records if r["images_seen"] == result.images_seen]
+        distances = [r for r in records if r["metric"] == "fd_fashion_mnist_1k"]
+        bits = [r for r in records if r["metric"].startswith("bits_per_dim")][-1:]
         schedule = str(result.config["schedule"]["_target_"]).rpartition(".")[2]
         first = [result.title, schedule, f"{result.images_seen:,}"]
-        last = [said, "-" if result.seconds is None else f"{result.seconds / 60:.1f}"]
-        for cells in sorted(map(result.cells, distances), key=lambda c: "DPMSolver" not in c[0]):
-            lines.append("| " + " | ".join([*first, *cells, *last]) + " |")
+        last = [
+            f"{bits[0]['value']:.2f} ± {bits[0]['standard_error']:.2f}" if bits else "",
+            "" if result.seconds is None else f"{result.seconds / 60:.1f}",
+        ]
+        measured = sorted(map(result.cells, distances), key=lambda c: "DPMSolver" not in c[0])
+        for cells in measured or [["not measured", "", ""]]:
+            rows.append([*first, *cells, *last])
             first, last = [""] * 3, [""] * 2
-    return lines
+    kept = [k for k in range(len(names)) if any(row[k] for row in rows)]
+    lines = [[names[k] for k in kept], ["---"] * len(kept), *([row[k] for k in kept] for row in rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def machine() -> str:
@@ -169,22 +152,25 @@ def machine() -> str:
 
 def main() -> None:
     order = list(NAMES)
-    results = sorted((Result(Path(path)) for path in sys.argv[1:]), key=lambda r: order.index(r.name))
+    drawn = "--table" not in sys.argv
+    paths = [Path(a) for a in sys.argv[1:] if a != "--table"]
+    results = sorted(map(Result, paths), key=lambda r: order.index(r.name))
     if not results:
         raise SystemExit(__doc__)
-    pictures(
-        results,
-        DPMSolver(steps=20, clip=1.0),
-        HERE / "fashion.png",
-        "48 samples each, seed 0: DPM-Solver++ 2M, 20 network calls",
-    )
-    pictures(
-        results,
-        None,
-        HERE / "fashion_native.png",
-        "48 samples each, seed 0: each by its own sampler, at most 100 network calls",
-    )
-    levels(results, HERE / "fashion_levels.png")
+    if drawn:
+        pictures(
+            results,
+            DPMSolver(steps=20, clip=1.0),
+            HERE / "fashion.png",
+            "48 samples each, seed 0: DPM-Solver++ 2M, 20 network calls",
+        )
+        pictures(
+            results,
+            None,
+            HERE / "fashion_native.png",
+            "48 samples each, seed 0: each by its own sampler, at most 100 network calls",
+        )
+        levels(results, HERE / "fashion_levels.png")
     page = HERE / "results.md"
     text = page.read_text()
     seen = sorted({r.images_seen for r in results})
