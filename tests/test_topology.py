@@ -168,8 +168,8 @@ def test_two_nodes_by_torchrun_stopped_and_continued_are_two_processes_by_script
         return outs[0]
 
     one, two = tmp_path / "torchrun", tmp_path / "script"
-    assert "2 processes on 2 nodes x 1 accumulated x 8" in torchrun(one, 11)
-    assert "from step 11" in torchrun(one, 24)
+    assert "2 processes on 2 nodes x 1 accumulated x 8" in torchrun(one, 12)
+    assert "from step 12" in torchrun(one, 24)
     script = [sys.executable, str(ROOT / "train.py"), *common, "trainer=ddp", "trainer.accelerator=cpu"]
     done = subprocess.run(
         [*script, "trainer.devices=2", "trainer.max_steps=24", f"hydra.run.dir={two}"],
