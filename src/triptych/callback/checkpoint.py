@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from triptych import disk
 from triptych.callback.clock import Agreement, Every, Steps
+from triptych.callback.guard import guard_of
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 WHAT = "A checkpoint cannot be written"
@@ -172,7 +173,13 @@ class Checkpoint(Callback):
         late = self.every_minutes is not None and self.agreement(
             trainer, time.monotonic() - self._saved_at > 60 * self.every_minutes
         )
-        if self.milestones.due(trainer):
+        milestone = self.milestones.due(trainer)
+        if not milestone and not late and not self.every.due(trainer):
+            return
+        guard = guard_of(trainer)
+        if guard is not None and guard.in_bad_row(trainer, pl_module):
+            return  # what the guard may have to go back to is older; asked again after the next step
+        if milestone:
             self.save(trainer, f"step={trainer.global_step}.ckpt")
             self.milestones.done(trainer)
             self.every.done(trainer)

@@ -115,6 +115,11 @@ class Guard(Callback):
         self._looked = end
         return self._window
 
+    def in_bad_row(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether the last step was skipped; waits for the device."""
+        self.look(trainer, pl_module)
+        return self._row > 0
+
     def take(self, trainer: Trainer, pl_module: LightningModule) -> list[float]:
         """The norms of the steps since it was called last."""
         window, self._window = self.look(trainer, pl_module), []
