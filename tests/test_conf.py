@@ -154,6 +154,7 @@ def test_every_metric_is_built(option):
     instantiate(compose("train", [f"metric={option}"]).metric)
 
 
+@pytest.mark.filterwarnings("ignore:The `srun` command")  # on a machine that has SLURM
 @pytest.mark.parametrize("option", ["auto", "cpu"])
 def test_the_trainer_is_built(option, tmp_path):
     instantiate(compose("train", [f"trainer={option}"]).trainer, logger=False, default_root_dir=tmp_path)
