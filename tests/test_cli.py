@@ -411,6 +411,8 @@ def test_help_and_mistakes_are_answered_without_torch(script, arguments, nowhere
         shown = done.stdout.splitlines()
         assert len(shown) < 50 and any(line.startswith("sampler: ") for line in shown)
         assert "_target_" not in done.stdout  # not a page of raw YAML
+        listed = {line.partition(":")[0] for line in shown if line.partition(": ")[0] in cli.groups()}
+        assert script != "train.py" or listed == {*cli.groups()} - {"sweep"}  # which is sweep.py's
     else:
         assert done.returncode == cli.BAD_INPUT and len(done.stderr.splitlines()) == 1
 

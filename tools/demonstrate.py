@@ -33,7 +33,11 @@ def run(*arguments: str, check: bool = True) -> int:
     """One of our scripts, in a process with one thread."""
     print(f"$ python {' '.join(arguments)}", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    code = subprocess.run([sys.executable, str(ROOT / arguments[0]), *arguments[1:]], env=environment).returncode
+    process = subprocess.Popen([sys.executable, str(ROOT / arguments[0]), *arguments[1:]], env=environment)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # it has heard Ctrl-C too, and saves
+        raise SystemExit(process.wait()) from None
     if check and code:
         raise SystemExit(code)
     return code

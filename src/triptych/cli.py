@@ -284,6 +284,12 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
     OmegaConf.register_new_resolver("choice", _choice, replace=True)
     OmegaConf.register_new_resolver("launched", launched, replace=True)
+    OmegaConf.register_new_resolver("options_of", _options_of, replace=True)
+
+
+def _options_of(*names: str) -> str:
+    """A line for each config group, as a script's help shows those that are its business."""
+    return "".join(f"{name}: {', '.join(options(name))}\n" for name in names)
 
 
 def _out_channels(_root_: DictConfig) -> int:

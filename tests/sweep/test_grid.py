@@ -152,6 +152,21 @@ def test_what_a_trial_leaves_behind_is_ended_too(tmp_path):
     raise AssertionError("its child is alive")
 
 
+def test_a_signal_that_comes_twice_is_one_wish_and_a_later_ctrl_c_is_another(monkeypatch):
+    """`timeout` signals a process and its group: trials would be killed before they have saved."""
+    now = [100.0]
+    monkeypatch.setattr(grid.time, "monotonic", lambda: now[0])
+    with grid.stop_signals() as received:
+        signal.raise_signal(signal.SIGTERM)
+        now[0] += 0.5
+        signal.raise_signal(signal.SIGINT)
+        now[0] += 60
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        signal.raise_signal(signal.SIGINT)
+        assert received == [signal.SIGTERM, signal.SIGINT]
+
+
 # With the real train.py.
 
 KEPT = ("trainer.acc", "trainer.log", "callback.samples", "callback.evaluate", "global_batch")

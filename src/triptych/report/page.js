@@ -207,6 +207,7 @@ const report = (() => {
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--text"), line = style.getPropertyValue("--line");
     for (const name of ["xaxis", "yaxis"]) layout[name] = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, ...layout[name] };
+    if (layout.yaxis.type === "log") layout.yaxis.exponentformat = "power";  // 10^-5, not 10µ
     if (layout.yaxis.autorange === "reversed") plot.style.height = `${Math.max(180, 70 + 26 * traces.length)}px`;
     Object.assign(layout, {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 12 }, hovermode: "closest",

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from triptych import status
 from triptych.cli import quoted, refuse
-from triptych.signals import EXIT_CODES
+from triptych.signals import AGAIN, EXIT_CODES
 from triptych.sweep import estimate as estimates
 from triptych.sweep import ledger, machine
 from triptych.sweep.plan import Compose, plan
@@ -158,17 +158,27 @@ def _wait_for(trial: Trial, screen: Screen) -> bool:
 
 def _ask_all(pool: Pool, screen: Screen, times: int) -> None:
     if times == 1:
-        screen.say(f"Stopping: {len(pool.running)} trials finish a step and save; once more to end them at once.")
+        screen.say(f"Stopping: {len(pool.running)} trials finish a step and save; Ctrl-C ends them at once.")
     for trial in pool.running:
         pool.stop(trial) if times == 1 else pool.kill(trial)
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM in a list, instead of acting on them."""
+    """Collects what asks for a stop, instead of acting on it: the first signal, and every later Ctrl-C.
+
+    Anything else that comes again is an echo and no second wish, as for a trial (`signals.Asked`): `timeout` and batch
+    systems signal a process and its group, and would have its trials killed before they have saved.
+    """
     received: list[signal.Signals] = []
+    since = 0.0
 
     def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal since
+        if not received:
+            since = time.monotonic()
+        elif number != signal.SIGINT or time.monotonic() - since < AGAIN:
+            return
         received.append(signal.Signals(number))
 
     before = {number: signal.signal(number, receive) for number in EXIT_CODES}

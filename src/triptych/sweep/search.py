@@ -319,7 +319,7 @@ class Search:
     def _stop_all(self, screen: Screen, again: bool) -> None:
         if not again:
             count = len(self.pool.running)
-            screen.say(f"Stopping: {count} trials finish a step and save; once more to end them at once.")
+            screen.say(f"Stopping: {count} trials finish a step and save; Ctrl-C ends them at once.")
         for trial in self.pool.running:
             self.pool.kill(trial) if again else self.pool.stop(trial)
 
