@@ -40,6 +40,7 @@ def test_every_option_composes(group, option):
 
 
 QUICK = ("digits_", "fashion_")  # experiments for a laptop; all others are a row of a paper
+QUICK_NCSN = ("digits_ncsn", "fashion_ncsn")  # whose step size is our own
 SMALL_IMAGES = {"IDX": 28, "Digits": 8}  # all others have 32 x 32 here
 
 
@@ -60,6 +61,7 @@ CONSTANTS = {
     "cifar10_edm": {"dataset.augment": 0.12, "model.dropout": 0.13, "callback.ema.half_life": 500_000},
     "cifar10_edm_ve_conditional": {"model.num_classes": 10, "model.embedding": "fourier", "dataset.augment": 0.12},
     "cifar10_flow": {"trainer.max_steps": 400_000, "model.head_channels": 64, "sampler.rtol": 1e-5},
+    "lsun_cat_ddpm": {"optimizer.lr": 2e-5, "dataset.flip": False, "dataset.filter": "lanczos"},
     "celebahq_ddpm": {"optimizer.lr": 2e-5, "global_batch_size": 64, "model.dropout": 0.0},
     "imagenet64_adm": {"global_batch_size": 2048, "formulation.variance": "learned", "dataset.filter": "adm"},
     "imagenet64_edm": {"global_batch_size": 4096, "callback.ema.half_life": 50_000_000, "sampler.S_churn": 40},
@@ -94,7 +96,7 @@ def test_every_experiment_has_the_papers_constants_and_network_and_takes_a_step_
     published = config.get("published", {})
     assert option.startswith(QUICK) or published, "a paper's recipe says what was published"
     if published.get("fid") is not None:
-        assert published.samples and published.reference in ("train", "test")
+        assert published.samples and published.reference in ("train", "test") and "nfe" in published
     with torch.device("meta"):
         size = sum(p.numel() for p in instantiate(config.model).parameters())
     if published.get("parameters"):
@@ -102,6 +104,7 @@ def test_every_experiment_has_the_papers_constants_and_network_and_takes_a_step_
     if published.get("millions"):
         digits = len(str(published.millions).partition(".")[2])
         assert round(size / 1e6, digits) == published.millions
+    assert option in QUICK_NCSN or config.sampler.get("pull") is None, "the papers' own step sizes"
     for key, value in CONSTANTS.get(option, {}).items():
         assert OmegaConf.select(config, key) == (value if isinstance(value, str) else pytest.approx(value)), key
 

@@ -30,7 +30,7 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "compilation": set(),
     "model": set(),
     "download": set(),
-    "dataset": {"download"},
+    "dataset": {"download", "image"},
     "denoiser": {"schedule"},
     "sampler": WAIST | {"ode"},
     "guidance": WAIST,

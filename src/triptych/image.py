@@ -26,6 +26,20 @@ def from_uint8(x: Tensor) -> Tensor:
     return x.float() / 127.5 - 1
 
 
+def dequantise(levels: Tensor, u: Tensor) -> Tensor:
+    """Uniform dequantisation, for likelihoods. Theis, van den Oord, Bethge 2016. arXiv:1511.01844.
+
+        x_0 = 2 (k + u) / 256 - 1,    u ~ U[0, 1)
+
+    so that x_0 fills [-1, 1) evenly; not k / 255 + u / 256, which does not (T-K7).
+
+    Args:
+        levels: grey levels k = 0, ..., 255, uint8 [B, ...].
+        u: float32 [B, ...].
+    """
+    return (levels + u).div_(128).sub_(1)
+
+
 def grid(images: Tensor, columns: int | None = None, pad: int = 1) -> Tensor:
     """uint8 [N, C, H, W] -> one picture, uint8 [C, H', W'], filled row by row on a white ground."""
     n, c, h, w = images.shape

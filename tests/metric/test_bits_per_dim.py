@@ -10,7 +10,7 @@ from torch import nn
 
 from triptych.formulation import DDPM
 from triptych.metric import VLB, BitsPerDim
-from triptych.metric.bits_per_dim import dequantise
+from triptych.metric.bits_per_dim import dequantised
 from triptych.noise import SampleNoise
 from triptych.schedule import VP, LinearBeta, Rectified
 
@@ -36,7 +36,7 @@ class InUnitRange:
 def test_dequantised_values_fill_their_bins():
     """T-K7: (k + u) / 256, mapped to [-1, 1], so that k can be read back, and u is uniform."""
     images = torch.arange(256, dtype=torch.uint8).repeat(40, 1)
-    x = dequantise(images, SampleNoise(0, range(40)))
+    x = dequantised(images, SampleNoise(0, range(40)))
     assert x.dtype == torch.float32 and x.min() >= -1 and x.max() <= 1
     level = (x.double() + 1) * 128
     assert torch.equal(level.floor().clamp(max=255).long(), images.long())
@@ -51,7 +51,7 @@ def test_offset():
     metric.update(gaussian(), images, index=range(8))
     found = float(metric.compute())
     unit = BitsPerDim(divergence="exact")
-    y = (dequantise(images, SampleNoise(0, range(8))) + 1) / 2
+    y = (dequantised(images, SampleNoise(0, range(8))) + 1) / 2
     unit.update(InUnitRange(VP()), y.double())
     assert found == pytest.approx(float(unit.compute()) + 8, abs=5e-3)
     # and by hand, without any model: the probability of a picture's bins under the Gaussian

@@ -8,7 +8,7 @@ from triptych.dataset.huggingface import HuggingFace
 from triptych.dataset.idx import IDX
 from triptych.dataset.image_folder import ImageFolder
 from triptych.dataset.npz import NPZ
-from triptych.dataset.pixels import dequantise, normalise
+from triptych.dataset.pixels import normalise
 from triptych.dataset.toy import Toy
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "ImageFolder",
     "NPZ",
     "Toy",
-    "dequantise",
     "normalise",
     "per_device_batch_size",
 ]

@@ -12,8 +12,9 @@ from torch import Tensor
 from triptych.dataset.augment import PARAMETERS, augment
 from triptych.dataset.batches import Batch, TrainBatches, ValidationBatches, per_device_batch_size
 from triptych.dataset.order import AUGMENT, DEQUANTISE, Order, bits, held_out, uniforms
-from triptych.dataset.pixels import Buffers, dequantise, normalise
+from triptych.dataset.pixels import Buffers, normalise
 from triptych.dataset.store import MappedStore, Store
+from triptych.image import dequantise
 
 Cond = Tensor | dict[str, Tensor] | None
 IN_MEMORY = 4 << 30  # bytes up to which a memory-mapped set is read into memory
@@ -215,7 +216,8 @@ class Dataset(LightningDataModule, ABC):
         if self.dequantise:
             generator = torch.Generator(x.device)
             generator.manual_seed(int(bits(self.seed, DEQUANTISE, positions[0][:1])[0] >> np.uint64(1)))
-        x = dequantise(x, generator) if self.dequantise else normalise(x)
+            x = dequantise(x, torch.rand(x.shape, generator=generator, device=x.device))
+        x = normalise(x)
         if not self.augment:
             return x, label
         numbers = uniforms(self.seed, AUGMENT, positions[0], PARAMETERS)

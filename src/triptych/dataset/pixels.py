@@ -1,4 +1,4 @@
-"""Grey levels 0, ..., 255 to floating point: for training, and for likelihoods."""
+"""Grey levels 0, ..., 255 to floating point, and memory for them."""
 
 import torch
 from torch import Tensor
@@ -9,23 +9,6 @@ def normalise(x: Tensor, out: Tensor | None = None) -> Tensor:
     if x.is_floating_point():
         return x
     return (x.to(torch.float32) if out is None else out.copy_(x)).div_(127.5).sub_(1)
-
-
-def dequantise(x: Tensor, generator: torch.Generator | None = None, levels: int = 256) -> Tensor:
-    """Uniform dequantisation, for likelihoods. Theis, van den Oord, Bethge 2016. arXiv:1511.01844.
-
-        x_0 = 2 (k + u) / levels - 1,    u ~ U[0, 1)
-
-    k is the grey level 0, ..., levels - 1, so that x_0 fills [-1, 1) evenly; not k / (levels - 1) + u / levels, which
-    does not (T-K7).
-
-    Args:
-        x: uint8 levels k, or float images in [-1, 1] that stand for k at 2 k / (levels - 1) - 1. [B, ...] -> float32.
-        generator: of u, on x's device.
-    """
-    k = ((x + 1) * ((levels - 1) / 2)).round() if x.is_floating_point() else x
-    u = torch.rand(x.shape, generator=generator, device=x.device)
-    return (k.to(torch.float32) + u).mul_(2 / levels).sub_(1)
 
 
 class Buffers:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from triptych.denoiser import Cond, Denoiser
+from triptych.image import dequantise
 from triptych.metric.likelihood import flow_likelihood
 from triptych.metric.per_image import PerImage
 from triptych.noise import Noise
@@ -51,7 +52,7 @@ class BitsPerDim(PerImage):
     def score(self, denoiser: Denoiser, images: Tensor, cond: Cond, noise: Noise) -> Tensor:
         total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
         for _ in range(self.repeats):
-            x_0, offset = (dequantise(images, noise), 7.0) if images.dtype == torch.uint8 else (images, 0.0)
+            x_0, offset = (dequantised(images, noise), 7.0) if images.dtype == torch.uint8 else (images, 0.0)
             found = flow_likelihood(
                 denoiser,
                 x_0,
@@ -67,7 +68,6 @@ class BitsPerDim(PerImage):
         return total / self.repeats
 
 
-def dequantise(images: Tensor, noise: Noise) -> Tensor:
-    """uint8 [B, ...] -> float32 in [-1, 1], uniform over each value's bin of width 2 / 256."""
-    u = torch.special.ndtr(noise(images.float()))
-    return (images + u) / 128 - 1
+def dequantised(images: Tensor, noise: Noise) -> Tensor:
+    """uint8 [B, ...] -> float32 in [-1, 1], each image by its own stream."""
+    return dequantise(images, torch.special.ndtr(noise(images.float())))
