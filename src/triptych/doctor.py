@@ -61,7 +61,10 @@ def ladder(x: torch.Tensor) -> list[tuple[str, str]]:
     return [
         ("largest distance", f"{c.sigma_max:.4g}   (Technique 1: sigma_max)"),
         ("levels", f"{c.L} from {c.sigma_min} to {c.sigma_max:.4g}   (Technique 2: ratio {ratio:.4f})"),
-        ("Langevin", f"step_size {c.step_size:.3g} at {c.steps_per_level} steps a level   (Technique 4)"),
+        (
+            "Langevin",
+            f"step_size {c.step_size:.3g} at {c.steps_per_level} steps a level   (Technique 4: sampler.pull=null)",
+        ),
         ("to type", f"schedule.sigma_max={c.sigma_max:.4g} schedule.L={c.L}   (geometric; ve takes sigma_max)"),
     ]
 
