@@ -112,6 +112,21 @@ def test_corrupt_pictures_are_left_out_if_asked_and_that_is_recorded(corrupt, ca
         data(corrupt, corrupt="ignore").arrays("train")
 
 
+def test_links(classes, tmp_path_factory):
+    """Followed, but never round in a circle; a link to nothing is a picture that cannot be read."""
+    train, elsewhere = classes / "train", tmp_path_factory.mktemp("elsewhere")
+    save(elsewhere / "0.png", 90)
+    (train / "fox").symlink_to(elsewhere)
+    (train / "dog" / "up").symlink_to(train)
+    (train / "cat" / "beside").symlink_to(train / "dog")
+    images, labels = data(classes, train="train", num_classes=4).arrays("train")
+    assert red(images) == [*range(4), *range(10, 14), *range(10, 14), *range(20, 24), 90]
+    assert labels.tolist() == [0] * 8 + [1] * 4 + [2] * 4 + [3]
+    (train / "eel" / "gone.png").symlink_to(classes / "nothing.png")
+    with pytest.raises(ValueError, match=r"1 of 18 pictures .*eel/gone\.png \(.*No such file"):
+        data(classes, train="train", num_classes=4).arrays("train")
+
+
 def test_many_chunks_keep_the_order(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "CHUNK", 3)
     for k in range(20):

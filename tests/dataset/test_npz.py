@@ -54,6 +54,7 @@ def test_a_changed_file_is_read_again(tmp_path):
         ({"images": IMAGES}, "no array 'labels' but images: type dataset.images=<name> dataset.labels=<name or null>"),
         ({"images": IMAGES / 255, "labels": LABELS}, "must be uint8"),
         ({"images": IMAGES[..., :3], "labels": LABELS}, "shape .3, 4, 3., which is not 3 channels of 4 x 4"),
+        ({"images": np.uint8(3), "labels": LABELS}, "a single number as 'images'"),
         ({"images": IMAGES, "labels": LABELS[:3]}, "12 images but 3 labels"),
         ({"images": np.array([{}], dtype=object), "labels": LABELS}, "no archive of plain arrays"),  # a pickle inside
     ],

@@ -124,7 +124,10 @@ def fingerprint(files: list[Path], root: Path) -> str:
     """A hash of names, sizes and times of change: what tells one set of files from another without reading them."""
     digest = hashlib.sha256()
     for file in files:
-        status = file.stat()
-        name = os.fsencode(file.relative_to(root))
-        digest.update(name + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        try:
+            status = file.stat()
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:  # a link to nothing: whoever reads it says so
+            state = "gone"
+        digest.update(os.fsencode(file.relative_to(root)) + f"\0{state}\n".encode())
     return digest.hexdigest()

@@ -125,11 +125,18 @@ class ImageFolder(Dataset):
 
 
 def pictures(folder: Path) -> list[Path]:
-    """All picture files below a folder, in the order of their names; hidden ones and the cache are passed over."""
+    """All picture files below a folder, in the order of their names; hidden ones and the cache are passed over.
+
+    Symbolic links are followed, but not back to a folder that leads to them.
+    """
     found: list[Path] = []
     other: Counter[str] = Counter()
+    above = {str(folder): {os.path.realpath(folder)}}  # of a folder: itself and all that lead to it
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        chain = above.pop(place)
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in folders if not name.startswith(".")}
+        folders[:] = [name for name in real if real[name] not in chain]
+        above |= {os.path.join(place, name): chain | {real[name]} for name in folders}
         for name in names:
             if not name.startswith("."):
                 suffix = os.path.splitext(name)[1].lower()

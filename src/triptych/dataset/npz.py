@@ -67,6 +67,8 @@ class NPZ(Dataset):
         labels = None if label_name is None else arrays[label_name].reshape(-1)
         if images.dtype != np.uint8:
             raise ValueError(f"{file} holds {images.dtype} images: they must be uint8, 0 to 255.")
+        if images.ndim == 0:
+            raise ValueError(f"{file} holds a single number as {name!r} and no images.")
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"{file} holds {len(images)} images but {len(labels)} labels.")
         return self._channels_first(images, file), None if labels is None else (labels - self.first_label).tolist()

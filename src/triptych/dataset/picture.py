@@ -22,8 +22,8 @@ FILTERS = {
 class Picture:
     """How a picture becomes an image: centre crop to a square, then resize. Pillow's filters are antialiased.
 
-    EXIF orientation is applied, transparency is laid on white, CMYK and palettes become RGB, 16 bits a channel become
-    8 by rounding, animations give their first frame.
+    EXIF orientation is applied, transparency is laid on white, CMYK and palettes become RGB, 16 bits of grey become 8
+    by rounding (of colour, by Pillow's own truncation), animations give their first frame.
 
     Attributes:
         channels: 1 (luma) or 3.
@@ -61,7 +61,7 @@ class Picture:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
                 opened.load()
                 picture = self.square(self.plain(ImageOps.exif_transpose(opened)))
-        except (OSError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, EOFError, LookupError, RuntimeError, Image.DecompressionBombError) as error:
             raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
         array = np.asarray(picture)
         return array[None] if self.channels == 1 else array.transpose(2, 0, 1)
