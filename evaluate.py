@@ -1,6 +1,8 @@
 """Measures a trained model, or anybody's images: python evaluate.py run=<run folder or .ckpt>, see --help."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -47,7 +49,7 @@ def evaluate_run(config: DictConfig) -> None:
             if OmegaConf.select(config, node) is None:
                 raise ValueError(f"The run does not say which {node} to use: give {node}=….")
         metric, dataset = (run.build(run.plain(config[node])) for node in ("metric", "dataset"))
-        weights = run.chosen_weights(config)
+        weights = "ema" if config.grid else run.chosen_weights(config)  # each of a grid says its own
         checkpoint = run.read_checkpoint(config.run)
         stored = run.read_config(config.run, checkpoint)
         made = run.build(stored["dataset"]).shape
@@ -61,7 +63,7 @@ def evaluate_run(config: DictConfig) -> None:
         if config.grid and not evaluator.of_samples:
             raise ValueError(f"metric={evaluator.name} reads no samples, so no sampler shapes it: leave -m out.")
         dataset.prepare_data()
-        grid, refused = _cells(config, formulation, dataset)
+        grid, refused = _cells(config, formulation, dataset, lambda w: run.weights_profile(checkpoint, w, config.run))
         fabric = devices(config.trainer)
         compilation.check(config.compile, config.trainer.precision, fabric.device)
         if config.save_samples:
@@ -72,7 +74,6 @@ def evaluate_run(config: DictConfig) -> None:
     compilation.compiled(formulation.model, config.compile, fabric.device)
     rank, world = fabric.global_rank, fabric.world_size
     common = {
-        "weights": run.weights_profile(checkpoint, weights, config.run),
         "images_seen": (checkpoint.get("ema") or {}).get("images_seen"),
         "world_size": world,
         "run": str(config.run),
@@ -81,6 +82,7 @@ def evaluate_run(config: DictConfig) -> None:
     evaluator.prepare(fabric.device, shown=rank == 0)
     _save_reference(config, evaluator, rank)
     if not evaluator.of_samples:
+        common["weights"] = run.weights_profile(checkpoint, weights, config.run)
         values = evaluator.measure_denoiser(formulation, fabric.device, config.num_samples, rank, world, rank == 0)
         if rank == 0:
             records = [
@@ -91,7 +93,7 @@ def evaluate_run(config: DictConfig) -> None:
             _log(config, stored, folder, [tradeoff.Point({}, records)], [])
         return
 
-    jobs = [job for _, _, jobs in grid for job in jobs]
+    jobs = [job for cell in grid for job in cell.jobs]
     for job in jobs:
         job.device = fabric.device
     with fabric.autocast():
@@ -104,11 +106,16 @@ def evaluate_run(config: DictConfig) -> None:
     notes: list[str] = []
     calls = dict(zip(map(id, jobs), cost_of.calls, strict=True))
     with tradeoff.Progress(cost_of.work, shown=rank == 0) as progress, fabric.autocast():
-        for number, (settings, guidance, blocks) in enumerate(grid, 1):
+        for number, cell in enumerate(grid, 1):
+            settings, blocks = cell.settings, cell.jobs
             title = tradeoff.name_of(settings, blocks[0].sampler)
             found: dict[str, list[float]] = {}
             keeper = Keeper() if config.save_samples else None
             try:
+                if cell.weights != weights:
+                    weights = ""  # of none, until all are there
+                    run.put(formulation, checkpoint, config.run, cell.weights)
+                    weights = cell.weights
                 for k, job in enumerate(blocks, 1):
                     which = f" ({number}/{len(grid)})" if len(grid) > 1 else ""
                     which += f" seed block {k}/{len(blocks)}" if len(blocks) > 1 else ""
@@ -128,8 +135,10 @@ def evaluate_run(config: DictConfig) -> None:
                 keeper.write(config.save_samples, title if len(grid) > 1 else "samples", rank, world)
             if rank:
                 continue
+            common["weights"] = run.weights_profile(checkpoint, weights, config.run)
+            blocks[0].nfe = max(job.nfe for job in blocks)
             records = [
-                evaluator.record(name, value, blocks[0], config.num_samples, guidance=guidance, **common)
+                evaluator.record(name, value, blocks[0], config.num_samples, guidance=cell.guidance, **common)
                 for name, value in found.items()
             ]
             for record in records:
@@ -153,15 +162,27 @@ def evaluate_run(config: DictConfig) -> None:
     _log(config, stored, folder, points, pictures)
 
 
-def _cells(config: DictConfig, formulation: Any, dataset: Any) -> tuple[list[tuple[dict, Any, list["Job"]]], list]:
-    """What is to be measured: (settings that vary, guidance, one job a seed block) each; and what cannot work, why."""
+@dataclass
+class Cell:
+    """One point of a grid: what tells it from the others, and what is measured."""
+
+    settings: dict[str, str]
+    weights: str
+    guidance: dict[str, Any] | None
+    jobs: list["Job"]  # one a seed block
+
+
+def _cells(
+    config: DictConfig, formulation: Any, dataset: Any, check: Callable[[str], object]
+) -> tuple[list[Cell], list[tuple[str, str]]]:
+    """What is to be measured; and what cannot work, why. `check` refuses weights that the run has not."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
     from triptych import run, tradeoff
     from triptych.generate import Job
 
-    def jobs(config: DictConfig) -> tuple[Any, list[Job]]:
+    def cell(config: DictConfig, settings: dict[str, str]) -> Cell:
         sampler = run.build(run.plain(config.sampler))
         guidance = OmegaConf.select(config, "guidance")
         denoiser = instantiate(guidance, formulation) if guidance else formulation
@@ -180,23 +201,25 @@ def _cells(config: DictConfig, formulation: Any, dataset: Any) -> tuple[list[tup
             )
             for k in range(config.repeats)
         ]
-        return run.plain(guidance) if guidance else None, each
+        weights = run.chosen_weights(config)
+        check(weights)
+        return Cell(settings, weights, run.plain(guidance) if guidance else None, each)
 
     if not config.grid:
-        return [({}, *jobs(config))], []
+        return [cell(config, {})], []
     said = [override for override in HydraConfig.get().overrides.task if not override.startswith("grid=")]
     grid: list[list[str]] = OmegaConf.to_container(config.grid)  # pyright: ignore[reportAssignmentType]
     keys = cells.varied(grid)
     found, refused = [], []
-    for cell in grid:
-        settings = {key: value for key, value in cells.settings(cell).items() if key in keys}
-        built, why = cli.attempt(lambda: jobs(cells.compose("evaluate", [*said, *cell])), "evaluate")  # noqa: B023
+    for overrides in grid:
+        settings = {key: value for key, value in cells.settings(overrides).items() if key in keys}
+        built, why = cli.attempt(lambda: cell(cells.compose("evaluate", [*said, *overrides]), settings), "evaluate")  # noqa: B023
         if built is None:
             refused.append((tradeoff.name_of(settings, None), why))
         else:
-            found.append((settings, *built))
+            found.append(built)
     if not found:
-        raise ValueError(f"None of these {len(grid)} samplers can work; the first: {refused[0][1]}")
+        raise ValueError(f"None of these {len(grid)} can work; the first: {refused[0][1]}")
     return found, refused
 
 
@@ -297,7 +320,9 @@ def _say_cost(config: DictConfig, cost_of: Any, samplers: int) -> None:
 
     block = min(config.batch_size, config.num_samples)
     each = f"{cost_of.seconds_a_call:.2g} s a network call of {block}"
-    many = f"{samplers} samplers on one checkpoint, from the same noise, " if samplers > 1 else ""
+    varied = cells.varied(OmegaConf.to_container(config.grid) if config.grid else [])  # pyright: ignore
+    what = "settings" if {"ema", "weights"} & set(varied) else "samplers"
+    many = f"{samplers} {what} on one checkpoint, from the same noise, " if samplers > 1 else ""
     seeds = f"{config.repeats} x " if config.repeats > 1 else ""
     fewest, most = min(cost_of.calls), max(cost_of.calls)
     calls = f"{most} network calls" if fewest == most else f"{fewest} to {most} network calls"

@@ -27,6 +27,8 @@ def test_ranges_globs_and_what_a_run_brought():
     found, _ = grid("--multirun", "run=a", "sampler=ddim", "++sampler.grid='a b'", "sampler.steps=range(2,6,2)")
     assert found == [["sampler=ddim", "++sampler.grid='a b'", f"sampler.steps={n}"] for n in (2, 4)]
     assert cells.settings(found[0]) == {"sampler": "ddim", "sampler.grid": "'a b'", "sampler.steps": "2"}
+    lengths, rest = grid("-m", "run=a", "ema=0.05,0.10", "sampler=ddim")
+    assert rest == ["run=a"] and lengths == [[f"ema={length}", "sampler=ddim"] for length in ("0.05", "0.1")]
     every, _ = grid("-m", "sampler=glob(*heun)")
     assert every == [["sampler=heun"], ["sampler=stochastic_heun"]]
 
@@ -38,8 +40,8 @@ def test_without_m_nothing_changes():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["metric=fid,kid"], "only sampler, guidance"),
-        (["run=a,b"], "only sampler, guidance"),
+        (["metric=fid,kid"], "only sampler, guidance, ema, weights"),
+        (["run=a,b"], "only sampler, guidance, ema, weights"),
         (["sampler=ddim"], "needs a list"),
         ([], "needs a list"),
     ],

@@ -128,7 +128,7 @@ def test_a_table_and_a_picture(tmp_path):
     lines = tradeoff.table(points).splitlines()
     assert lines[0].split() == ["sampler", "steps", "NFE", "fd_1k", "images/s"]
     assert lines[1].split() == ["ddim", "10", "10", "0.85", "±", "0.071", "5.0"] and len(lines) == 5
-    assert points[0].family == "ddim"
+    assert points[0].family() == "ddim"
     picture = tradeoff.draw(points, 0, tmp_path / "a.png")
     assert picture.read_bytes().startswith(b"\x89PNG") and [p.name for p in tmp_path.iterdir()] == ["a.png"]
 

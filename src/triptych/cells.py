@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from triptych.cli import CONF, options, quoted
 
 FLAGS = ("-m", "--multirun")
-VARIED = ("sampler", "guidance")  # groups that leave checkpoint, reference and noise as they are
+VARIED = ("sampler", "guidance", "ema", "weights")  # what leaves checkpoint, reference and noise as they are
 
 
 def collect(arguments: list[str]) -> list[str]:
@@ -42,8 +42,9 @@ def collect(arguments: list[str]) -> list[str]:
         if group not in VARIED:
             if sweeps:
                 raise ValueError(
-                    f"-m compares samplers on one checkpoint: of {argument!r} only {', '.join(VARIED)} and their "
-                    "settings may be lists; for the rest start evaluate.py once for each value."
+                    f"-m compares samplers and averages on one checkpoint, not {argument!r}: only "
+                    f"{', '.join(VARIED)} and their settings may be lists; for the rest start evaluate.py once for "
+                    "each value."
                 )
             kept.append(argument)
         elif sweeps:

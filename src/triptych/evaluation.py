@@ -109,10 +109,16 @@ class Evaluator:
                     keep(indices, stored)
         except Exception as failure:
             error = failure
-        if failed := next(filter(None, gathered(str(error) if error else "", world)), ""):
+        self._agree(error, world)
+        job.nfe = max(gathered(job.nfe, world))  # an adaptive solver's differs from block to block
+        return self._values()
+
+    def _agree(self, error: Exception | None, world: int) -> None:
+        """What failed on one rank fails on all, which would wait for it."""
+        said = "" if error is None else str(error) or type(error).__name__
+        if failed := next(filter(None, gathered(said, world)), ""):
             self.metric.reset()
             raise error or RuntimeError(failed)
-        return self._values()
 
     def measure_images(self, collection: Collection, shown: bool = False) -> dict[str, float]:
         """Computes every metric on somebody's images."""
@@ -138,11 +144,16 @@ class Evaluator:
         images = self.dataset.images(self.against)[:count]
         self.prepare(device)
         first, end = rank * len(images) // world, (rank + 1) * len(images) // world
-        with evaluating(denoiser), bar(self.name, end - first, shown) as advance:
-            for i in range(first, end, 100):
-                chunk = torch.from_numpy(images[i : min(i + 100, end)].copy()).to(device)
-                self.metric.update(denoiser, chunk, index=torch.arange(i, i + len(chunk)))
-                advance(len(chunk))
+        error: Exception | None = None
+        try:
+            with evaluating(denoiser), bar(self.name, end - first, shown) as advance:
+                for i in range(first, end, 100):
+                    chunk = torch.from_numpy(images[i : min(i + 100, end)].copy()).to(device)
+                    self.metric.update(denoiser, chunk, index=torch.arange(i, i + len(chunk)))
+                    advance(len(chunk))
+        except Exception as failure:
+            error = failure
+        self._agree(error, world)
         return self._values()
 
     def _values(self) -> dict[str, float]:

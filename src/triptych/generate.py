@@ -58,7 +58,7 @@ class Watcher(Protocol):
 
 @dataclass
 class Job:
-    """What is to be sampled. `nfe` and `images_per_second` are known once samples have been made.
+    """What is to be sampled. `nfe` and `images_per_second` (of one device) are known once samples have been made.
 
     Attributes:
         shape: of one sample, e.g. (C, H, W).
@@ -135,18 +135,21 @@ class Job:
     def run(self, progress: Watcher | None = None, rank: int = 0, world: int = 1) -> Iterator[tuple[range, Tensor]]:
         """Makes this rank's share, block by block: (indices, x in [-1, 1] [B, ...])."""
         counted = Counted(self.denoiser)
-        began, made = time.perf_counter(), 0
+        spent, made = 0.0, 0
+        self.nfe = 0
         with evaluating(self.denoiser):
             for indices in self.blocks(rank, world):
+                began = time.perf_counter()  # what the caller does with a block is not the sampler's time
                 counted.calls = 0
                 for x in self.trajectory(indices, counted):  # noqa: B007 (the last one is the sample)
                     if progress is not None:
                         progress.call(len(indices), counted.calls)
-                self.nfe = counted.calls
+                self.nfe = max(self.nfe, counted.calls)
                 made += len(indices)
                 if torch.device(self.device).type == "cuda":
                     torch.cuda.synchronize(self.device)
-                self.images_per_second = made / (time.perf_counter() - began)
+                spent += time.perf_counter() - began
+                self.images_per_second = made / spent
                 if progress is not None:
                     progress.block(len(indices) * world, counted.calls)
                 yield indices, x  # pyright: ignore[reportPossiblyUnboundVariable]
@@ -170,7 +173,7 @@ class Job:
             shares: list[list[tuple[range, Tensor]]] = [[] for _ in range(world)]
             torch.distributed.all_gather_object(shares, mine)
             mine = sorted((pair for share in shares for pair in share), key=lambda pair: pair[0].start)
-            self.nfe = max(self.nfe, _largest(self.nfe))
+            self.nfe = _largest(self.nfe)
         return torch.cat([x for _, x in mine])
 
 

@@ -147,8 +147,14 @@ def load(path: Path | str, weights: str = "ema") -> Formulation:
 
 def restore(checkpoint: dict[str, Any], path: Path | str, weights: str = "ema") -> Formulation:
     """`load`, from a checkpoint that has been read."""
-    length = _length(weights)
     formulation = build(read_config(path, checkpoint)["formulation"])
+    put(formulation, checkpoint, path, weights)
+    return formulation.eval()
+
+
+def put(formulation: Formulation, checkpoint: dict[str, Any], path: Path | str, weights: str) -> None:
+    """Gives the formulation these weights of the checkpoint, in place."""
+    length = _length(weights)
     state = dict(checkpoint["state_dict"])
     if length is not None:
         state |= posthoc.rebuild(_snapshots(checkpoint, path), length)
@@ -158,7 +164,6 @@ def restore(checkpoint: dict[str, Any], path: Path | str, weights: str = "ema") 
         formulation.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"The weights in {path} do not fit its config: {str(error).splitlines()[0]}") from error
-    return formulation.eval()
 
 
 def chosen_weights(config: DictConfig) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 from triptych.record import Record
 
+LENGTH = "relative length of the average (sigma_rel)"
+
 
 @dataclass(frozen=True)
 class Point:
@@ -17,10 +19,10 @@ class Point:
     settings: dict[str, str]
     records: list[Record]
 
-    @property
-    def family(self) -> str:
-        """What stays the same along a curve: everything but the number of steps."""
-        said = [v if k == "sampler" else f"{_short(k)} {v}" for k, v in self.settings.items() if k != "sampler.steps"]
+    def family(self, by_cost: bool = True) -> str:
+        """What stays the same along a curve: everything but the number of steps, or the length of the average."""
+        along = "sampler.steps" if by_cost else "ema"
+        said = [v if k == "sampler" else f"{_short(k)} {v}" for k, v in self.settings.items() if k != along]
         return ", ".join(said) or str((self.records[0].sampler or {}).get("name", "sampler"))
 
 
@@ -57,18 +59,21 @@ def draw(points: Sequence[Point], index: int, path: Path) -> Path:
     figure = Figure(figsize=(7, 4.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    families: dict[str, list[Record]] = {}
-    for point in points:
-        families.setdefault(point.family, []).append(point.records[index])
+    lengths = _lengths(points)
+    families: dict[str, list[tuple[float, Record]]] = {}
+    for point, length in zip(points, lengths or [None] * len(points), strict=True):
+        record = point.records[index]
+        families.setdefault(point.family(not lengths), []).append((length or record.nfe or 1, record))
     markers = "osD^vP*X<>"
-    for k, (name, records) in enumerate(families.items()):
-        records = sorted(records, key=lambda r: r.nfe or 0)
-        x, y = [r.nfe or 1 for r in records], [r.value for r in records]
+    for k, (name, pairs) in enumerate(families.items()):
+        pairs = sorted(pairs, key=lambda pair: pair[0])
+        records = [record for _, record in pairs]
+        x, y = [at for at, _ in pairs], [r.value for r in records]
         spread = [r.spread or 0 for r in records] if any(r.spread for r in records) else None
         axes.errorbar(x, y, spread, label=name, marker=markers[k % len(markers)], ms=5, lw=1.6, capsize=3)
     first = points[0].records[index]
     axes.set_xscale("log")
-    axes.set_xticks(_apart([p.records[index].nfe or 1 for p in points]))
+    axes.set_xticks(_apart([at for pairs in families.values() for at, _ in pairs]))
     values = [p.records[index].value for p in points]
     if min(values) > 0 and max(values) > 8 * min(values):
         axes.set_yscale("log")
@@ -77,9 +82,10 @@ def draw(points: Sequence[Point], index: int, path: Path) -> Path:
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
     against = first.reference or {}
-    axes.set(xlabel="network calls a sample (NFE)", ylabel=first.metric)
+    axes.set(xlabel=LENGTH if lengths else "network calls a sample (NFE)", ylabel=first.metric)
     where = f"{against.get('dataset')}/{against.get('split')}"
-    axes.set_title(f"{first.metric} against {where}, {first.weights}", fontsize=9)
+    weights = [first.weights] * (len({p.records[index].weights for p in points}) == 1)
+    axes.set_title(", ".join([f"{first.metric} against {where}", *weights]), fontsize=9)
     axes.grid(alpha=0.25, which="both", lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
@@ -90,9 +96,19 @@ def draw(points: Sequence[Point], index: int, path: Path) -> Path:
     return path
 
 
-def _apart(values: Sequence[int], ratio: float = 1.18) -> list[int]:
+def _lengths(points: Sequence[Point]) -> list[float]:
+    """Of the averages, where they are what varies, and cost does not; else none."""
+    if len({record.nfe for point in points for record in point.records}) > 1:
+        return []
+    try:
+        return [float(point.settings["ema"]) for point in points]
+    except (KeyError, ValueError):
+        return []
+
+
+def _apart(values: Sequence[float], ratio: float = 1.18) -> list[float]:
     """Those of the values that stand far enough apart for their labels, the most frequent first."""
-    kept: list[int] = []
+    kept: list[float] = []
     for value, _ in Counter(values).most_common():
         if all(max(value, other) >= ratio * min(value, other) for other in kept):
             kept.append(value)
