@@ -152,11 +152,6 @@ def test_every_formulation_is_built_with_the_schedule_it_brings(option):
     assert isinstance(formulation.schedule, formulation.schedules)
 
 
-@pytest.mark.parametrize("option", ["cifar10_ncsn", "cifar10_ncsnv2", "celeba_ncsnv2", "lsun_bedroom_ncsnv2"])
-def test_the_papers_langevin_step_without_its_constant_is_technique_4(option):
-    assert compose("train", [f"experiment={option}"]).sampler.pull is None
-
-
 @pytest.mark.parametrize("option", sorted(set(cli.options("metric")) - NEEDS_FILES))
 def test_every_metric_is_built(option):
     instantiate(compose("train", [f"metric={option}"]).metric)
