@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import time
 from unittest import mock
 
 import pytest
@@ -132,6 +134,27 @@ def test_a_finished_run_is_not_trained_again(straight):
     assert fewer.code == 2 and "is at step 24" in fewer.err and "trainer.max_steps=48" in fewer.err
     assert len(fewer.err.splitlines()) == 1
     assert (straight / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_a_folder_is_trained_in_by_one_process_at_a_time(tmp_path):
+    """Refused while the other one lives; not after it was killed, nor when its number has been given to another."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        reporter = status.Reporter(tmp_path)
+        reporter.status.pid, reporter.status.step = other.pid, 7
+        reporter.write()
+        done = call("train.py", *SHORT, "resume=auto", f"hydra.run.dir={tmp_path}")
+        assert done.code == 2 and f"is being trained by process {other.pid}, which is at step 7" in done.err
+        assert len(done.err.splitlines()) == 1 and status.read(tmp_path).pid == other.pid
+        reporter.status.started = "2000-01-01T00:00:00+00:00"
+        reporter.write()
+        status.refuse_running(tmp_path)
+        reporter.status.started = status.Reporter(tmp_path).status.started
+        reporter.write()
+        other.kill()
+        while status.read(tmp_path).state == "running":  # it is a zombie, until we ask how it ended
+            time.sleep(0.01)
+        status.refuse_running(tmp_path)
+        assert status.read(tmp_path).state == "lost"
 
 
 def not_finite(steps, only_once=False):

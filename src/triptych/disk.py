@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.tmp")
+SLACK = 5.0  # seconds: the clock of the kernel's start is a rounded one
 _said: set[str] = set()
 
 
@@ -76,15 +77,22 @@ def remove_stale(*folders: Path) -> list[Path]:
     return removed
 
 
-def alive(pid: int) -> bool:
-    """Whether a process of this machine is running."""
+def alive(pid: int, since: float | None = None) -> bool:
+    """Whether a process of this machine is running; if since a time (of `time.time`), then one that is as old as that:
+    numbers are given again, in containers soon."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:  # it is somebody else's
+        pass
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # from the third field on
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+        born = float(boot.split()[1]) + int(stat[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, StopIteration):  # no Linux
         return True
-    return True
+    return stat[0] not in "ZX" and (since is None or born < since + SLACK)
 
 
 @contextlib.contextmanager

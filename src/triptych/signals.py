@@ -36,6 +36,11 @@ class Asked:
         """0 if nobody asked for a stop."""
         return EXIT_CODES[self.received] if self.received else 0
 
+    def leave(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """This process is about to exit: the launcher, which ends what is left of a job as soon as one process of it
+        has exited, does not interrupt that."""
+        self.received = self.received or number
+
     def receive(self, number: int, frame: FrameType | None = None) -> None:
         """The signals' handler."""
         first, now = self.received is None, time.monotonic()
@@ -44,7 +49,8 @@ class Asked:
         elif number != signal.SIGINT or now - self._since < AGAIN:
             return
         if first and self.deferring:
-            print(f"\n{self.received.name}: finishing this step, then saving …", flush=True)  # pyright: ignore
+            with contextlib.suppress(RuntimeError, OSError):  # in the middle of another print, or nobody listens
+                print(f"\n{self.received.name}: finishing this step, then saving …", flush=True)  # pyright: ignore
             return
         raise Interrupted
 

@@ -51,9 +51,28 @@ def read(folder: Path | str) -> Status | None:
         status = Status(**{key: value for key, value in content.items() if key in known})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
-    if status.state == "running" and status.host == socket.gethostname() and not disk.alive(status.pid):
+    if status.state == "running" and status.host == socket.gethostname() and not _alive(status):
         status.state = "lost"
     return status
+
+
+def refuse_running(folder: Path | str) -> None:
+    """A ValueError if another process of this machine trains in this folder."""
+    known = read(folder)
+    here = known is not None and known.state == "running" and known.host == socket.gethostname()
+    if known is not None and here and known.pid != os.getpid():
+        raise ValueError(
+            f"{os.path.relpath(folder)} is being trained by process {known.pid}, which is at step {known.step}: two "
+            f"would overwrite each other. Wait for it, stop it by  kill {known.pid} , or give another folder."
+        )
+
+
+def _alive(status: Status) -> bool:
+    try:
+        started = datetime.datetime.fromisoformat(status.started).timestamp()
+    except ValueError:
+        started = None
+    return disk.alive(status.pid, started)
 
 
 class Reporter:

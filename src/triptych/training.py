@@ -3,6 +3,7 @@
 Whatever happens on the way is said in a sentence, written to the run's status.json, and told by the exit code.
 """
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from triptych import cli, compilation, disk, run, shard, tracking
+from triptych import cli, compilation, disk, run, shard, status, tracking
 from triptych.callback import Checkpoint, Evaluate, Likelihood, Samples, Status, Stop
 from triptych.callback.clock import images_seen
 from triptych.callback.guard import NotFinite
@@ -26,7 +27,7 @@ from triptych.dataset import per_device_batch_size
 from triptych.formulation import Formulation
 from triptych.noise import seed_of
 from triptych.record import code_version, short_count
-from triptych.signals import EXIT_CODES, Asked, Interrupted
+from triptych.signals import Asked, Interrupted
 
 FAILED, NOT_FINITE = 1, 3  # exit codes, beside those of cli and signals
 
@@ -98,8 +99,10 @@ def train(config: DictConfig, asked: Asked) -> None:
         plain["choices"] = cli.choices()
         job = Job.of(config, folder, asked)
         split = job.split()
-        if not config.resume and job.trainer.is_global_zero:
-            run.refuse_used(folder)
+        if job.trainer.is_global_zero:
+            status.refuse_running(folder)
+            if not config.resume:
+                run.refuse_used(folder)
         last, resumed = run.newest(folder) if config.resume else (None, None)
         if resumed is not None:
             _refuse_finished(job, resumed["global_step"], config.resume == "auto")
@@ -124,6 +127,7 @@ def train(config: DictConfig, asked: Asked) -> None:
     except Interrupted:
         _leave(job, asked.exit_code, _interrupted(job, where))
     except NotFinite as error:
+        asked.leave()
         job.status.end("failed", str(error), NOT_FINITE)
         if main:
             print(f"\n{error} The run is stopped; what it was before:  python sample.py run={where}", flush=True)
@@ -176,11 +180,10 @@ def _fit(job: Job, config: DictConfig, loggers: list[Logger], last: Path | None)
             job.trainer.fit(job.formulation, datamodule=job.dataset, ckpt_path=last, weights_only=True)
             return job
         except NotFinite as error:
-            last, saved = run.newest(job.folder)
-            if saved is None or (before is not None and error.first <= before.first):
+            last, step = _newest(job)
+            if step is None or (before is not None and error.first <= before.first):
                 raise
             before = error
-            step = saved["global_step"]
             if job.trainer.is_global_zero:
                 print(f"\n{error} Going back to the checkpoint of step {step}.", flush=True)
         hparams, reporter, asked = dict(job.formulation.hparams), job.status.reporter, job.asked
@@ -193,6 +196,17 @@ def _fit(job: Job, config: DictConfig, loggers: list[Logger], last: Path | None)
                 logger.cut(step)
 
 
+def _newest(job: Job) -> tuple[Path | None, int | None]:
+    """The newest checkpoint and its step, or nothing: as rank 0 finds it, which has written it by now, and whose folder
+    is the run's. Called on every rank."""
+    found: tuple[Path | None, int | None] = (None, None)
+    if job.trainer.is_global_zero:
+        with contextlib.suppress(ValueError):
+            path, saved = run.newest(job.folder)
+            found = (path, saved["global_step"]) if saved else found
+    return job.trainer.strategy.broadcast(found)
+
+
 def _look_back(job: Job, where: str) -> None:
     """Leaves if training was stopped, or if its end could not be saved."""
     stop, io, step = job.callback(Stop), job.trainer.strategy.checkpoint_io, job.trainer.global_step
@@ -203,8 +217,8 @@ def _look_back(job: Job, where: str) -> None:
         print(f"\n{reason} To go on when there is room:  python train.py resume={where}", flush=True)
         raise SystemExit(FAILED)
     if stop is not None and stop.stopping:
-        code = stop.asked.exit_code or EXIT_CODES[SIGTERM]  # another process was asked
-        _leave(job, code, f"Stopped at step {step}; saved. To go on:  python train.py resume={where}")
+        stop.asked.leave(SIGTERM)  # if it was another process that was asked
+        _leave(job, stop.asked.exit_code, f"Stopped at step {step}; saved. To go on:  python train.py resume={where}")
 
 
 def _refuse_finished(job: Job, step: int, auto: bool) -> None:
