@@ -252,7 +252,8 @@ def connect(settings: dict[str, Any], folder: Path, run_id: str, config: dict[st
         return None
     os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")  # where payloads are staged until they are synced
     os.environ.setdefault("WANDB_SILENT", "true")
-    (folder / "wandb").mkdir(parents=True, exist_ok=True)
+    if rank_zero_only.rank == 0:  # another process may have been started with a folder of its own
+        (folder / "wandb").mkdir(parents=True, exist_ok=True)
     try:
         return _start(settings, folder, run_id, config, offline=mode != "online")
     except Exception as error:  # a missing key, no network, a server that says no: the run matters more

@@ -87,6 +87,21 @@ def test_a_checkpoint_is_kept_under_another_name_when_the_next_one_is_written(tm
     assert found == {"last.ckpt": 2, "step=1.ckpt": 1, "best.ckpt": 2}
 
 
+def test_where_there_are_no_links_a_checkpoint_is_copied(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    last = tmp_path / "last.ckpt"
+    write({"step": 1}, last)
+    keep(last, "best.ckpt")
+    write({"step": 2}, last)
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["step"] == 1
+    keep(last, "best.ckpt")
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["step"] == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
 def test_temporary_files_of_the_dead_are_removed_and_no_others(tmp_path):
     dead = os.fork()
     if dead == 0:

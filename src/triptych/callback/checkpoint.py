@@ -103,7 +103,9 @@ def keep(path: Path, name: str) -> None:
         try:
             os.link(path, temporary)
         except OSError:  # no links there
-            shutil.copy2(path, temporary)
+            with disk.replacing(path.with_name(name), "wb", durable=True) as copy, path.open("rb") as file:
+                shutil.copyfileobj(file, copy)
+            return
     os.replace(temporary, path.with_name(name))
     disk.remove(temporary)  # which a rename onto the same file leaves
     disk.sync(path.parent)
