@@ -1,4 +1,6 @@
-"""What clusters do to a run, counted: python bench/faults.py [kills=50] [signals=5] [others=3] [folder=...]
+"""What clusters do to a run, counted: python bench/faults.py [kills=50] [signals=5] [others=3] [only=...] [folder=...]
+
+only: some of truncated,numbers,vanished,wandb,full,readonly, separated by commas; else all of them.
 
 One process imports torch once and forks every trial, which runs train.py itself; so a start costs half a second. Each
 fault is injected at a random moment, the same command (resume=auto) is given again until the run has ended, and what
@@ -21,7 +23,7 @@ from unittest import mock
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 ROOT = Path(__file__).parents[1]
-STEPS = 40
+STEPS, LONG = 40, 200
 TINY = (
     "model.channels=8 model.blocks=1 model.multipliers=[1] model.dropout=0.1 formulation.warmup_steps=5 "
     "global_batch_size=16 trainer=cpu trainer.log_every_n_steps=10 trainer.val_check_interval=15 "
@@ -167,65 +169,109 @@ def chains(table, name, number, count, folder, straight, duration, arguments=())
             Path(f"{run}.log").unlink()
 
 
+def verdict(name, code, good, *more):
+    print(f"{name}: exit code {code}, {'good' if good else 'BAD'}", *more, flush=True)
+
+
 def truncated(table, folder, straight, count):
     """The newest checkpoint is only a part of one: an older one is taken, and the broken one is named."""
     for i in range(count):
         run = folder / f"truncated-{i}"
-        code = ended(start(run, "callback.checkpoint.milestone_images=160", "trainer.max_steps=30", "logger=none"))
-        last = run / "checkpoints" / "last.ckpt"
+        pid = start(run, "callback.checkpoint.milestone_images=160", "logger=none")
+        wait_for(pid, lambda run=run: saved(run) >= 22)
+        os.kill(pid, signal.SIGKILL)
+        ended(pid)
+        checkpoints = run / "checkpoints"
+        last, step = checkpoints / "last.ckpt", saved(run)
         whole = last.read_bytes()
-        last.unlink()  # and not the milestone that is the same file
+        last.unlink()  # and not a milestone that is the same file
         last.write_bytes(whole[: random.randrange(len(whole))])
-        (run / "checkpoints" / "step=30.ckpt").unlink(missing_ok=True)
-        code = ended(start(run, "logger=none"))
-        good = code == 0 and "last.ckpt" in log(run) and "skipped" in log(run) and same(straight, run)
-        table.add("newest checkpoint truncated", 1, code == 0, 1, good, 10)
+        (checkpoints / f"step={step}.ckpt").unlink(missing_ok=True)
+        older = saved(run)
+        code = ended(start(run, "callback.checkpoint.milestone_images=160", "logger=none"))
+        named = "last.ckpt" in log(run) and "skipped" in log(run) and f"from step {older}" in log(run)
+        good = code == 0 and named and same(straight, run)
+        table.add("newest checkpoint truncated", 1, code == 0, 1, good, step - older)
+        verdict("truncated", code, good, f"from step {older} instead of {step}")
 
 
-def mounted(table, folder, straight, count, name, before, during, after):
+def mounted(table, folder, straight, count, name, options, deny):
     """A disk that says no in mid-run, and later yes again."""
     for i in range(count):
         disk = folder / f"disk-{name.split()[0]}-{i}"
         disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", before, "tmpfs", disk], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True)
         run = disk / "run"
         home = folder / f"{name.split()[0]}-{i}"
         try:
-            pid = start(home, f"hydra.run.dir={run}", "trainer.max_steps=400", "logger=none")
-            said = wait_for(pid, lambda run=run: saved(run) >= 10)
-            if during:
-                subprocess.run(["mount", "-o", f"remount,{during}", disk], check=True)
+            pid = start(home, f"hydra.run.dir={run}", f"trainer.max_steps={LONG}", "logger=none")
+            wait_for(pid, lambda run=run: saved(run) >= 10)
+            allow = deny(disk)
             said = wait_for(pid, lambda home=home: "the run goes on" in log(home))
-            kept = saved(run)
-            subprocess.run(["mount", "-o", f"remount,{after}", disk], check=True)
-            code = ended(pid)
-            good = code == 0 and said and kept > 0 and saved(run) == 400
-            table.add(name, 1, code == 0, 1, good and same(folder / "long", run), 400 - saved(run))
-            verdict = "good" if good else "BAD"
-            print(f"{name}: exit code {code}, said {said}, kept {kept}, then {saved(run)}: {verdict}", flush=True)
+            at = reached(run)
+            time.sleep(1.0)
+            kept, alive = saved(run), os.waitpid(pid, os.WNOHANG)[0] == 0
+            allow()
+            code = ended(pid) if alive else "died"
+            good = code == 0 and said and kept >= 10 and saved(run) == LONG
+            once = log(home).count("A checkpoint cannot be written")
+            good = good and once == 1 and same(straight, run)
+            table.add(name, 1, code == 0, 1, good, LONG - saved(run))
+            verdict(name, code, good, f"said {once} times at step {at}, kept {kept}, then {saved(run)}")
         finally:
             subprocess.run(["umount", "-l", disk], check=False)
+
+
+def filled(disk):
+    """Nothing more fits; the file that fills it can be removed again."""
+    filler = disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
+    return filler.unlink
+
+
+def read_only(disk):
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    return lambda: subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
 
 
 def wait_for(pid, condition, wait=120.0):
     until = time.monotonic() + wait
     while time.monotonic() < until and not condition():
-        time.sleep(0.05)
+        time.sleep(0.02)
     return condition()
 
 
 def vanished(table, folder, count):
-    """The files of the data set are removed while it is trained on."""
-    for i in range(count):
-        where = folder / f"data-{i}"
-        where.mkdir()
-        digits = ("dataset=digits", f"dataset.cache={where}", "logger=none")
+    """The files of the data set and its memory-mapped cache are removed while it is trained on."""
+    import numpy as np
+
+    source = np.random.default_rng(0)
+    images = source.integers(0, 256, (400, 8, 8), np.uint8)
+    for i in range(count + 1):  # the first one is left alone
+        root = folder / f"data-{i}"
+        root.mkdir()
+        np.savez(root / "train.npz", images=images, labels=np.arange(400) % 10)
+        np.savez(root / "test.npz", images=images[:100], labels=np.arange(100) % 10)
+        # fmt: off
+        arguments = (
+            "dataset=npz", f"dataset.root={root}", "dataset.train=train.npz", "dataset.test=test.npz",
+            "dataset.channels=1", "dataset.resolution=8", "metric=fd_digits", "logger=none",
+        )
+        # fmt: on
         run = folder / f"vanished-{i}"
-        pid = start(run, *digits)
-        wait_for(pid, lambda run=run: reached(run) >= 1)
-        shutil.rmtree(where, ignore_errors=True)
+        pid = start(run, *arguments)
+        if i:
+            wait_for(pid, lambda run=run: saved(run) >= 4)
+            shutil.rmtree(root)
         code = ended(pid)
-        table.add("files of the data set removed", 1, code == 0, 1, code == 0 and same(folder / "straight", run), 0)
+        if i == 0:
+            assert code == 0, log(run)
+            continue
+        good = code == 0 and same(folder / "vanished-0", run)
+        table.add("files of the data set removed", 1, code == 0, 1, good, 0)
+        verdict("data set removed", code, good)
 
 
 def wandb_dies(table, folder, straight, count):
@@ -267,12 +313,13 @@ def numbers(table, folder, straight, count):
         first = random.randrange(5, STEPS - 10)
         run = folder / f"numbers-{i}"
         code = ended(start(run, "logger=none", patch=not_finite(set(range(first, first + 5)), once=True)))
-        back = "Going back" in log(run)
-        table.add("five steps in a row not finite", 1, code == 0, 1, code == 0 and back and same(straight, run), 0)
+        good = code == 0 and "Going back" in log(run) and same(straight, run)
+        table.add("five steps in a row not finite", 1, code == 0, 1, good, 0)
+        verdict("numbers", code, good, f"from step {first}")
 
 
 def main():
-    options = {"kills": 50, "signals": 5, "others": 3, "folder": None, "seed": 0}
+    options = {"kills": 50, "signals": 5, "others": 3, "only": "", "folder": None, "seed": 0}
     options |= dict(argument.split("=", 1) for argument in sys.argv[1:])
     random.seed(int(options["seed"]))
     import lightning  # noqa: F401
@@ -294,14 +341,22 @@ def main():
     chains(table, "kill -9", signal.SIGKILL, kills, folder, straight, duration, quiet)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         chains(table, number.name, number, signals, folder, straight, duration, quiet)
-    truncated(table, folder, straight, others)
-    numbers(table, folder, straight, others)
-    vanished(table, folder, others)
-    wandb_dies(table, folder, straight, others)
-    if os.geteuid() == 0 and others:
-        assert ended(start(folder / "long", "logger=none", "trainer.max_steps=400")) == 0
-        mounted(table, folder, straight, others, "disk full, then not", "size=700k", "", "size=100m")
-        mounted(table, folder, straight, others, "read-only folder, then not", "size=100m", "ro", "rw")
+    rows = {
+        "truncated": lambda: truncated(table, folder, straight, others),
+        "numbers": lambda: numbers(table, folder, straight, others),
+        "vanished": lambda: vanished(table, folder, others),
+        "wandb": lambda: wandb_dies(table, folder, straight, others),
+    }
+    if os.geteuid() == 0:
+        long = folder / "long"
+        full, read = ("disk full, then not", "size=8m", filled), ("folder read-only, then not", "size=100m", read_only)
+        rows["full"] = lambda: mounted(table, folder, long, others, *full)
+        rows["readonly"] = lambda: mounted(table, folder, long, others, *read)
+    chosen = [name for name in rows if not options["only"] or name in options["only"].split(",")]
+    if {"full", "readonly"} & set(chosen):
+        assert ended(start(folder / "long", "logger=none", f"trainer.max_steps={LONG}")) == 0
+    for name in chosen:
+        rows[name]()
     print(f"\n{table}\n\n{time.monotonic() - began:.0f} s", flush=True)
 
 
