@@ -55,7 +55,8 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "check": set(),
     "cli": {"run", "layout", "check"},
     "training": MEASURING
-    | {"callback", "tracking", "formulation", "dataset", "run", "disk", "signals", "cli", "shard", "compilation"},
+    | {"callback", "tracking", "formulation", "dataset", "run", "disk", "signals", "cli", "shard", "status"}
+    | {"compilation"},
     "sweep": {"callback", "check", "cli", "dataset", "disk", "noise", "record", "signals", "status"},
     "cells": {"cli"},
 }
