@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 START, END = "<!-- table: docs/compare.py writes what follows -->\n", "<!-- end of the table -->\n"
 
 
-def picture(page, path, width=1500, height=2950):
+def picture(page, path, width=1500, height=3350):
     """The page as it opens, in two thirds of its size."""
     import browser
 

@@ -57,8 +57,9 @@ def missing(run_folder: Path) -> list[tuple[str, ...]]:
     config = report.read(run_folder, "").config
     had = [r for r in record.read(run_folder / "evaluations") if r["metric"] == METRIC]
     solved = {r["sampler"]["steps"] for r in had if r["sampler"]["name"] == "DPMSolver"}
-    steps = ",".join(str(n) for n in STEPS if n not in solved)
-    wanted = [("-m", "sampler=dpm_solver", f"sampler.steps={steps}")] if steps else []
+    steps = [str(n) for n in STEPS if n not in solved]
+    many = ("-m",) if len(steps) > 1 else ()
+    wanted = [(*many, "sampler=dpm_solver", f"sampler.steps={','.join(steps)}")] if steps else []
     return wanted + ([] if any(is_own(r, config) for r in had) else [()])
 
 
@@ -67,7 +68,7 @@ def measure(folder: Path) -> int:
     from triptych import report
 
     calls = [
-        ("evaluate.py", *options[:1], f"run={run_folder}", f"num_samples={SAMPLES}", *options[1:])
+        ("evaluate.py", f"run={run_folder}", f"num_samples={SAMPLES}", *options)
         for run_folder in report.find(str(folder))
         for options in missing(run_folder)
     ]

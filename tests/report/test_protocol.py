@@ -41,11 +41,17 @@ def test_everything_that_shapes_a_number_makes_another_protocol_and_nothing_else
     assert protocol.key_of(protocol.protocol(base | {"a field of a later version": 3})) != key
 
 
+def test_a_field_that_records_have_gained_and_that_says_nothing_makes_no_second_column(tmp_path):
+    before = record(tmp_path)
+    now = before | {"added_later": None}
+    assert protocol.protocol(now) == protocol.protocol(before) != protocol.protocol(before | {"added_later": 2})
+
+
 def test_protocols_are_told_apart_by_what_differs_and_by_nothing_else(tmp_path):
     some = [protocol.protocol(record(tmp_path, **c)) for c in ({}, {"weights": "raw"}, {"labels": "random"})]
     assert protocol.differences(some) == [
-        "weights ema, labels null",
-        "weights raw, labels null",
+        "weights ema, labels —",
+        "weights raw, labels —",
         "weights ema, labels random",
     ]
     told = protocol.describe(some[1])

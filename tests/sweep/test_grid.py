@@ -63,25 +63,25 @@ def seen(folder):
 def test_the_impossible_is_listed_first_a_failure_stops_nothing_and_what_is_finished_is_not_run_again(
     stand_in, tmp_path
 ):
-    given = ["formulation=ddpm,ncsn", "schedule=cosine,geometric", "seed=0,1", "hydra.launcher.n_jobs=2"]
+    given = ["schedule=cosine,geometric", "seed=0,1", "hydra.launcher.n_jobs=2"]
     done = stand_in(*given)
     sweep = tmp_path / "sweep"
     assert done.code == 1
-    assert "4 of 8 combinations are impossible" in done.out
-    assert "formulation=ncsn schedule=cosine (2 trials): NCSN does not work with schedule=cosine" in done.out
-    assert done.out.index("impossible") < done.out.index("4 trials to run, 2 at a time") < done.out.index("running")
-    assert "what went wrong" in done.out and "2 finished, 2 failed, 4 impossible" in done.out
+    assert "2 of 4 combinations are impossible" in done.out
+    assert "  schedule=geometric (2 trials): DDPM does not work with schedule=geometric" in done.out
+    assert done.out.index("impossible") < done.out.index("2 trials to run, 2 at a time") < done.out.index("running")
+    assert "what went wrong" in done.out and "1 finished, 1 failed, 2 impossible" in done.out
     assert f"-m resume={os.path.relpath(sweep, tmp_path)}" in done.out
     states = [row["state"] for row in ledger(sweep).values()]
-    assert sorted(states) == ["failed"] * 2 + ["finished"] * 2 + ["impossible"] * 4
-    assert ledger(sweep)[next(f.name for f in sweep.glob("ddpm-cosine-seed0-*"))]["result"] == "fd_digits_32 0.25"
+    assert sorted(states) == ["failed", "finished", "impossible", "impossible"]
+    assert ledger(sweep)[next(f.name for f in sweep.glob("cosine-seed0-*"))]["result"] == "fd_digits_32 0.25"
     for trial in seen(sweep):
         assert trial["given"]["resume"] == "auto" and trial["group"] and trial["MASTER_PORT"] is None
-        assert set(trial["given"]) == {"formulation", "schedule", "seed", "hydra.run.dir", "resume"}
+        assert set(trial["given"]) == {"schedule", "seed", "hydra.run.dir", "resume"}
         assert int(trial["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
     (sweep / "mended").touch()
     again = call("train.py", "-m", f"resume={sweep}", cwd=tmp_path)
-    assert again.code == 0 and "2 trials to run (2 finished earlier)" in again.out
+    assert again.code == 0 and "1 trials to run (1 finished earlier)" in again.out
     attempts = {row["overrides"][-1]: row["attempts"] for row in ledger(sweep).values() if row["state"] == "finished"}
     assert attempts == {"0": "1", "1": "2"}
 
@@ -179,52 +179,52 @@ TOY = (
 def start(*given):
     command = [sys.executable, str(ROOT / "train.py"), "-m", *map(str, given), "hydra.launcher.estimate=false"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
 
 
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on(tmp_path):
-    """kill -9 of the launcher: its trials save and end; the same sweep takes up the one, and leaves the other alone."""
+    """kill -9 of the launcher: its trial saves and ends; the same sweep takes it up where it was."""
     sweep = tmp_path / "sweep"
-    launcher = start(*TOY, "trainer.max_steps=10,600", f"hydra.sweep.dir={sweep}")
+    launcher = start(*TOY, "trainer.max_steps=600", f"hydra.sweep.dir={sweep}")
+    try:
+        for _ in range(3000):
+            cut = next(sweep.glob("*/metrics.csv"), None)
+            if cut is not None or launcher.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert cut is not None
+    finally:
+        launcher.send_signal(signal.SIGKILL)
+        launcher.wait()
     for _ in range(1200):
-        cut = next(sweep.glob("max_steps600-*"), None)
-        if cut is not None and (cut / "metrics.csv").exists():
-            break
-        time.sleep(0.1)
-    assert cut is not None
-    launcher.send_signal(signal.SIGKILL)
-    launcher.communicate()
-    for _ in range(300):
-        found = status.read(cut)
+        found = status.read(cut.parent)
         if found is not None and found.state != "running":
             break
         time.sleep(0.1)
     assert found is not None and found.state == "interrupted" and 0 < found.step < 600
-    assert sorted(row["state"] for row in ledger(sweep).values()) == ["finished", "running"]
-    again = start(f"resume={sweep}")
-    out, _ = again.communicate(timeout=500)
-    assert again.returncode == 0 and "1 trials to run (1 finished earlier)" in out, out
-    assert {row["state"] for row in ledger(sweep).values()} == {"finished"}
-    assert f"from step {found.step}" in (cut / "log.txt").read_text()
-    other = next(sweep.glob("max_steps10-*"))
-    assert (other / "log.txt").read_text().count("Trained") == 1
+    assert [row["state"] for row in ledger(sweep).values()] == ["running"]
+    again = call("train.py", "-m", f"resume={sweep}")
+    assert again.code == 0 and "1 trials to run, 1 at a time" in again.out, again
+    assert [row["state"] for row in ledger(sweep).values()] == ["finished"]
+    assert f"from step {found.step}" in (cut.parent / "log.txt").read_text()
 
 
 @pytest.mark.slow
-def test_the_ranks_of_a_trial_are_its_own(tmp_path):
+def test_the_ranks_of_a_trial_are_its_own(tmp_path, monkeypatch):
     """T-D12: two trials of two ranks each, at once: two run folders, and no rank sweeps again."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     sweep = tmp_path / "sweep"
-    two = ("trainer=ddp", "trainer.devices=2", "trainer.max_steps=20", "hydra.launcher.n_jobs=2")
-    launcher = start(*TOY, *two, "seed=0,1", f"hydra.sweep.dir={sweep}")
-    out, _ = launcher.communicate(timeout=500)
-    assert launcher.returncode == 0 and "2 finished" in out, out
+    two = ("trainer=ddp", "trainer.devices=2", "trainer.max_steps=10", "hydra.launcher.n_jobs=2")
+    where = (f"hydra.sweep.dir={sweep}", "hydra.launcher.estimate=false")
+    done = call("train.py", "-m", *TOY, *two, "seed=0,1", *where, cwd=tmp_path)
+    assert done.code == 0 and "2 finished" in done.out, done
     folders = [path for path in sweep.iterdir() if path.is_dir()]
     assert len(folders) == 2 and not list(tmp_path.glob("*/multirun.yaml/*"))
     for folder in folders:
         log = (folder / "log.txt").read_text()
         assert "2 processes" in log and log.count("Trained") == 1 and "trials to run" not in log
-        assert status.read(folder).step == 20
+        assert status.read(folder).step == 10
 
 
 @pytest.mark.slow

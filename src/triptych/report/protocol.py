@@ -21,14 +21,17 @@ LIKELIHOOD = ("bits_per_dim", "bpd", "vlb")
 
 
 def protocol(record: dict[str, Any]) -> dict[str, str]:
-    """Everything that shaped a number except what is compared, flat, as text. An unknown field counts."""
+    """Everything that shaped a number except what is compared, flat, as text.
+
+    An unknown field counts; one that is null is as one that is not there, since records gain fields.
+    """
     flat: dict[str, str] = {}
 
     def walk(value: Any, name: str) -> None:
         if isinstance(value, dict) and value:
             for key, inner in value.items():
                 walk(inner, f"{name}.{key}")
-        else:
+        elif value is not None:
             flat[name] = show(value)
 
     for key, value in record.items():
