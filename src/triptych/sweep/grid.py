@@ -90,8 +90,12 @@ def _look_back(trial: Trial) -> None:
     """What an earlier sweep left: the run's own status is surer than a ledger whose process was killed."""
     if trial.state == IMPOSSIBLE:
         return
+    trial.state = FINISHED if _finished(trial) else WAITING
+
+
+def _finished(trial: Trial) -> bool:
     before = status.read(trial.folder)
-    trial.state = FINISHED if before is not None and before.state == "finished" else WAITING
+    return before is not None and before.state == "finished"
 
 
 def busy(trial: Trial) -> str:
@@ -134,6 +138,8 @@ def _run(sweep: Path, trials: list[Trial], pool: Pool, screen: Screen) -> signal
                 asked = len(received)
                 _ask_all(pool, screen, asked)
             for trial in pool.ended():
+                if trial.state == STOPPED and _finished(trial):
+                    trial.state = FINISHED  # it was asked to stop when it had only its W&B files left to close
                 metric = screen.numbers(trial).metric
                 trial.result = f"{metric[0]} {metric[1]:.4g}" if metric else ""
                 screen.event(trial)
