@@ -1,5 +1,6 @@
 """A search: spaces, experiments, W&B's definition, a study that survives its workers, and one real search."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -9,9 +10,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from scripts import TINY, call
+from scripts import ROOT, TINY, call
 
-from triptych import cli
+from triptych import cli, status
 from triptych.sweep import arguments, objective
 from triptych.sweep.experiment import experiment
 from triptych.sweep.objective import Logged
@@ -276,38 +277,43 @@ def test_wandbs_agent_would_run_commands_that_compose(tmp_path):
 
 # The whole of it.
 
+MINE = """
+search: {_target_: optuna.samplers.BruteForceSampler}
+pruner: {_target_: optuna.pruners.ThresholdPruner, upper: 0.9}
+space:
+  optimizer.lr: [1e-9, 3e-3, 1e-2]
+objectives: [minimize final]
+prune_on: train/loss
+"""
+
 
 @pytest.mark.slow
 def test_two_processes_search_one_study_with_a_pruner(tmp_path):
-    """Both start trials of the same journal; a trial that is worse than the median is stopped, saved and marked."""
-    from scripts import ROOT
-
+    """Both start trials of the same journal; the one that learns nothing is stopped, saved and marked."""
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(MINE)
     given = [
-        *("sweep=lr_and_ema", "dataset=toy", "logger=none", "n_trials=4", "workers=1", "trainer.max_steps=40"),
-        *[t for t in TINY if not t.startswith(("model.", "callback.ema", "callback.evaluate.every"))],
-        *("callback.evaluate.every_images=160", "callback.evaluate.fast_num_samples=32", "sampler.steps=4"),
-        *("sweep.pruner.n_startup_trials=1", f"study={tmp_path / 'mine'}", "callback.likelihood.num_images=0"),
+        *("--config-dir", str(tmp_path / "conf"), "sweep=mine", "dataset=toy", "logger=none", "n_trials=3"),
+        *[
+            t for t in TINY if not t.startswith(("model.", "trainer.val"))
+        ],  # a validation of 100,000 points costs more than the rest
+        *("trainer.max_steps=150", "sampler.steps=4", "callback.likelihood.num_images=0", f"study={tmp_path / 'mine'}"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, ROOT / "sweep.py", *given], cwd=tmp_path, env=environment, stdout=-1, text=True
-        )
-        for _ in range(2)
-    ]
-    outputs = [worker.communicate(timeout=500)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outputs
-    assert all("Best: trial" in out and out.count("running   0") >= 1 for out in outputs)
-    study = optuna.load_study(
-        study_name="mine",
-        storage=optuna.storages.JournalStorage(
-            optuna.storages.journal.JournalFileBackend(str(tmp_path / "mine" / "journal.log"))
-        ),
-    )
-    states = [t.state.name for t in study.trials]
-    assert len(states) == 4 and set(states) == {"COMPLETE", "PRUNED"}
-    pruned = next(t for t in study.trials if t.state.name == "PRUNED")
-    assert (tmp_path / "mine" / pruned.user_attrs["folder"] / "checkpoints" / "last.ckpt").exists()
-    assert min(t.value for t in study.trials if t.state.name == "COMPLETE") == study.best_value
+    command = [sys.executable, str(ROOT / "sweep.py"), *given]
+    other = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    here = call("sweep.py", *given, cwd=tmp_path)
+    there, _ = other.communicate(timeout=500)
+    assert here.code == 0 and other.returncode == 0, (here, there)
+    assert all("Best: trial" in out and "running   0" in out for out in (here.out, there)), (here.out, there)
+    with (tmp_path / "mine" / "trials.csv").open(newline="") as file:
+        states = {row["optimizer.lr"]: row for row in csv.DictReader(file)}
+    assert {rate: row["state"] for rate, row in states.items()} == {
+        "1e-09": "pruned", "0.003": "finished", "0.01": "finished"
+    }  # fmt: skip
+    stopped = tmp_path / "mine" / states["1e-09"]["folder"]
+    assert (stopped / "checkpoints" / "last.ckpt").exists() and status.read(stopped).state == "interrupted"
+    best = min(states.values(), key=lambda row: float(row["sliced_wasserstein_32"] or "inf"))
+    assert f"optimizer.lr={best['optimizer.lr']}" in here.out
     page = (tmp_path / "mine" / "study.html").read_text()
     assert "Parallel coordinates" in page and "Importance" in page and 'src="http' not in page
