@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from scripts import ROOT, TINY, call, shell
 
@@ -422,3 +423,10 @@ def test_a_user_at_a_real_prompt(nowhere):
     refused(shell("train.py", "formulation=ncsn", "schedule=vp", cwd=nowhere), "geometric")
     refused(shell("train.py", "sampler.steps=0", cwd=nowhere), "at least 1")
     assert not list(nowhere.iterdir())
+
+
+def test_the_sentence_is_the_constructors_and_not_its_causes():
+    outer = InstantiationException("Error in call to target 'triptych.metric.Inception'")
+    outer.__cause__ = FileNotFoundError("The weights are not there: put them there.")
+    outer.__cause__.__cause__ = OSError("Name or service not known")
+    assert cli.sentence(outer) == "The weights are not there: put them there."

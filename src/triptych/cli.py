@@ -184,8 +184,8 @@ def sentence(error: Exception) -> str | None:
 
     if isinstance(error, InstantiationException):
         cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__  # what a constructor raised, which may have causes of its own
         if isinstance(cause, (ValueError, OSError, ImportError)) or type(cause).__name__ == "MisconfigurationException":
             return " ".join(str(cause).split())
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
