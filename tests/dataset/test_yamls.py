@@ -72,6 +72,7 @@ def test_the_papers_crops_read_the_official_layout(layout, side, train, test, tm
     layout(tmp_path / {"lsun": "lsun_bedroom", "imagenet64": "imagenet"}.get(name, name))
     path = Path(__file__).parents[2] / "conf" / "dataset" / f"{name}.yaml"
     config = OmegaConf.create({"global_batch_size": 2, "seed": 0, "dataset": OmegaConf.load(path)})
+    config.dataset.pop("defaults", None)
     if train is None:
         config.dataset.resolution = side  # 200 pictures
     data = instantiate(config.dataset)
