@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import torch
+
 ROOT = Path(__file__).parents[1]
 
 TINY = (  # a network that trains in a second
@@ -42,7 +44,10 @@ class Result:
 
 
 def call(script, *arguments, cwd=None):
-    """Runs `python <script> <arguments>` in this process; environment, arguments and folder are as before after."""
+    """Runs `python <script> <arguments>` in this process; environment, arguments and folder are as before after.
+
+    A script that starts other processes needs `shell`: the group it joins would outlive it, and hang a later test.
+    """
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.dict(os.environ),
@@ -57,6 +62,7 @@ def call(script, *arguments, cwd=None):
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    assert not torch.distributed.is_initialized(), f"{script} {arguments} belongs into a process of its own"
     return Result(code, out.getvalue(), err.getvalue())
 
 

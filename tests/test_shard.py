@@ -115,8 +115,8 @@ def test_a_sharded_run_loads_everywhere_and_goes_on_with_one_process(tmp_path):
     for name, p in formulation.named_parameters():
         assert torch.equal(p, stored["ema"]["shadow"][name]) and not torch.equal(p, stored["state_dict"][name])
     assert torch.isfinite(run.load(folder, weights="ema=0.10")(torch.zeros(1, 1, 8, 8), torch.tensor([0.5]))).all()
-    done = call("train.py", f"resume={folder}", "trainer=cpu", "trainer.max_steps=20", *LITTLE)
-    assert done.code == 0, done.err
+    done = call("train.py", f"resume={folder}", "trainer=cpu", "trainer.devices=1", "trainer.max_steps=20", *LITTLE)
+    assert done.code == 0 and "16 images a step = 1 process x 1 accumulated x 16" in done.out, done
     assert run.read_checkpoint(folder)["global_step"] == 20
 
 

@@ -1,11 +1,13 @@
 """docs/slurm.sbatch on a real SLURM: two nodes on this machine; a job that is preempted comes back and goes on."""
 
+import contextlib
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from scripts import ROOT
 
 from triptych import run, status
 
-NEEDED = ("slurmctld", "slurmd", "sbatch", "scontrol", "munged", "runuser")
+NEEDED = ("slurmctld", "slurmd", "sbatch", "scontrol", "munged")
 MISSING = [name for name in NEEDED if shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin") is None]
 pytestmark = [
     pytest.mark.slow,
@@ -27,6 +29,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
+AuthInfo=socket={folder}/munge
 CryptoType=crypto/munge
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
@@ -67,35 +70,46 @@ def ports(count):
 
 
 @pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """A running SLURM of two nodes; a function that calls its commands."""
+def slurm(monkeypatch):
+    """A running SLURM of two nodes, with a munge of its own; a function that calls its commands."""
     monkeypatch.setenv("PATH", os.environ["PATH"] + ":/usr/sbin")
-    for name in ("state", "spool/n1", "spool/n2"):
-        (tmp_path / name).mkdir(parents=True)
-    conf = tmp_path / "slurm.conf"
-    conf.write_text(CONF.format(host=socket.gethostname().partition(".")[0], folder=tmp_path, ports=ports(3)))
-    monkeypatch.setenv("SLURM_CONF", str(conf))
-    if not Path("/run/munge/munge.socket.2").exists():
-        subprocess.run(["install", "-d", "-o", "munge", "-g", "munge", "-m", "755", "/run/munge"], check=True)
-        subprocess.run(["runuser", "-u", "munge", "--", "/usr/sbin/munged"], check=True)
-    daemons = [["slurmctld", "-D"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]]
-    running = [subprocess.Popen(d, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for d in daemons]
+    with tempfile.TemporaryDirectory(prefix="slurm") as name, contextlib.ExitStack() as daemons:
+        folder = Path(name)  # a short one: a socket's address has at most 107 characters
+        folder.chmod(0o755)  # munge insists
+        for part in ("state", "spool/n1", "spool/n2"):
+            (folder / part).mkdir(parents=True)
+        (folder / "key").touch(mode=0o600)
+        (folder / "key").write_bytes(os.urandom(1024))
+        conf = folder / "slurm.conf"
+        conf.write_text(CONF.format(host=socket.gethostname().partition(".")[0], folder=folder, ports=ports(3)))
+        monkeypatch.setenv("SLURM_CONF", str(conf))
 
-    def call(*command):
-        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        def start(*command):
+            daemon = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            daemons.callback(end, daemon)
 
-    try:
-        until = time.monotonic() + 60
-        while call("sinfo", "-h", "-o", "%T", "-p", "main").split() != ["idle"]:
-            if time.monotonic() > until:
-                pytest.skip("SLURM did not start on this machine")
-            time.sleep(0.5)
+        def call(*command):
+            return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+        places = {"socket": "munge", "key-file": "key", "pid-file": "pid", "log-file": "munge.log", "seed-file": "seed"}
+        start("munged", "-F", *(f"--{option}={folder / place}" for option, place in places.items()))
+        if not wait((folder / "munge").exists, 20):
+            pytest.skip("munge did not start on this machine")
+        start("slurmctld", "-D")
+        for node in ("n1", "n2"):
+            start("slurmd", "-D", "-N", node)
+        daemons.callback(lambda: call("scancel", "-u", "root"))
+        if not wait(lambda: call("sinfo", "-h", "-o", "%T", "-p", "main").split() == ["idle"], 60):
+            pytest.skip("SLURM did not start on this machine")
         yield call
-    finally:
-        call("scancel", "-u", "root")
-        for daemon in running[::-1]:
-            daemon.terminate()
-            daemon.wait(20)
+
+
+def end(daemon):
+    daemon.terminate()
+    try:
+        daemon.wait(20)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
 
 
 def wait(condition, seconds=240):

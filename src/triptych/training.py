@@ -86,7 +86,8 @@ class Job:
         accumulate = trainer.accumulate_grad_batches
         each = per_device_batch_size(batch, trainer.world_size, accumulate)
         nodes = f" on {trainer.num_nodes} nodes" if trainer.num_nodes > 1 else ""
-        return f"{batch} images a step = {trainer.world_size} processes{nodes} x {accumulate} accumulated x {each}"
+        processes = f"{trainer.world_size} process{'es' if trainer.world_size > 1 else ''}{nodes}"
+        return f"{batch} images a step = {processes} x {accumulate} accumulated x {each}"
 
 
 def train(config: DictConfig, asked: Asked) -> None:
