@@ -11,6 +11,10 @@ def train(config: DictConfig) -> None:
     try:
         with signals.listening() as asked:
             try:
+                if config.find_batch:
+                    from triptych import find_batch
+
+                    return find_batch.find(config, asked)
                 from triptych import training
 
                 training.train(config, asked)

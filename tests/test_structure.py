@@ -57,6 +57,7 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "training": MEASURING
     | {"callback", "tracking", "formulation", "dataset", "run", "disk", "signals", "cli", "shard", "status"}
     | {"compilation"},
+    "find_batch": {"cli", "compilation", "signals", "training"},
     "sweep": {"callback", "check", "cli", "dataset", "disk", "noise", "record", "signals", "status"},
     "cells": {"cli"},
 }
