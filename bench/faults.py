@@ -269,9 +269,10 @@ def vanished(table, folder, count):
         if i == 0:
             assert code == 0, log(run)
             continue
-        good = code == 0 and same(folder / "vanished-0", run)
+        said = log(run).count("is there no more; this run goes on")
+        good = code == 0 and said == 1 and same(folder / "vanished-0", run)
         table.add("files of the data set removed", 1, code == 0, 1, good, 0)
-        verdict("data set removed", code, good)
+        verdict("data set removed", code, good, f"said {said} times")
 
 
 def wandb_dies(table, folder, straight, count):
@@ -288,9 +289,10 @@ def wandb_dies(table, folder, straight, count):
                     os.kill(int(entry.parent.name), signal.SIGKILL)
                     killed += 1
         code = ended(pid)
-        good = code == 0 and same(straight, run)
-        print(f"W&B: {killed} killed, exit code {code}, said: {'W&B has a problem' in log(run)}", flush=True)
+        said = log(run).count("W&B has a problem")
+        good = code == 0 and said == 1 and killed == 1 and same(straight, run)
         table.add("W&B's process killed", 1, code == 0, 1, good, 0)
+        verdict("W&B's process killed", code, good, f"said {said} times")
 
 
 def not_finite(steps, once):

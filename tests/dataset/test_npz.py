@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -75,3 +77,19 @@ def test_damage_and_absence_are_named(tmp_path):
         path.write_bytes(whole[:kept])
         with pytest.raises(ValueError, match=f"{path} is damaged"):
             data(tmp_path).arrays("train")
+
+
+def test_what_has_been_removed_is_known_and_what_is_open_can_still_be_read(tmp_path):
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    root.mkdir()
+    np.savez(root / "train.npz", images=IMAGES, labels=LABELS)
+    source = data(root, cache=str(cache))
+    assert source.gone() is None  # before anything is read
+    source.prepare_data()
+    assert source.gone() is None
+    shutil.rmtree(root)
+    assert source.gone() == root
+    root.mkdir()
+    assert source.gone() is None
+    shutil.rmtree(cache)
+    assert source.gone().name == "images.bin" and np.array_equal(source._load("train")[0], IMAGES)

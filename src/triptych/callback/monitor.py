@@ -1,6 +1,7 @@
 """The numbers of training: loss, loss per noise level, gradient norm, learning rate, images/s."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Monitor(Callback):
         self._seconds, self._began = 0.0, 0.0
         self._restored: dict[str, Any] = {}
         self._validated: int | None = None  # the step of the last whole validation
+        self._gone: Path | None = None  # what the data set has lost, and was said
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.steps.start(trainer)
@@ -87,7 +89,18 @@ class Monitor(Callback):
         self._restored = checkpoint.get("monitor", {})
         self._validated = self._restored.get("validated")
 
+    def _watch(self, trainer: Trainer) -> None:
+        """Says once that the files of the data set are gone: the run goes on with what it holds, and no other can."""
+        before, self._gone = self._gone, trainer.datamodule.gone()  # pyright: ignore[reportAttributeAccessIssue]
+        if self._gone is not None and before is None and trainer.is_global_zero:
+            print(
+                f"The data set's {self._gone} is there no more; this run goes on with what it has open, but neither "
+                "resume=… nor another run can begin before it is back.",
+                flush=True,
+            )
+
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._watch(trainer)
         began = time.perf_counter()
         tallied = pl_module.train_losses.read()  # pyright: ignore (waits for the device)
         self._seconds += time.perf_counter() - began

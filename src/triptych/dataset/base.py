@@ -98,6 +98,7 @@ class Dataset(LightningDataModule, ABC):
         self.root = Path(root).expanduser() if root else Path("data") / name
         self.cache = Path(cache).expanduser() if cache else self.root / "cache"
         self._arrays: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._folders: set[Path] = set()
         self._buffers = Buffers()
         self._origin = (0, 0)  # (optimizer step, stream position) from which positions are counted
 
@@ -174,6 +175,7 @@ class Dataset(LightningDataModule, ABC):
         elif self.conditional and split == "train":
             raise ValueError(f"dataset {self.name} has no labels: type dataset.conditional=false.")
         self._arrays[split] = images, labels
+        self._folders |= {self.root} if self.root.exists() else set()  # what comes with a package has none
         return images, labels
 
     def prepare_data(self) -> None:
@@ -233,6 +235,11 @@ class Dataset(LightningDataModule, ABC):
         """The stream position of the next optimizer step: the Trainer's, so that nothing prefetched counts."""
         step, position = self._origin
         return position + (getattr(self.trainer, "global_step", 0) - step) * self.global_batch_size
+
+    def gone(self) -> Path | None:
+        """A file or folder that was read and is there no more; what is open can still be read."""
+        maps = [Path(images.filename) for images, _ in self._arrays.values() if isinstance(images, np.memmap)]
+        return next((path for path in (*maps, *self._folders) if not path.exists()), None)
 
     def state_dict(self) -> dict[str, int]:
         return {"step": getattr(self.trainer, "global_step", 0), "position": self.position()}
