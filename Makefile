@@ -34,7 +34,7 @@ lint: $(STAMP)    ## ruff and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 bench: $(STAMP)   ## the benchmarks, beside the peers they are compared with
-	for name in training overhead samplers frechet data report; do $(BIN)/python bench/$$name.py || exit 1; done
+	for name in training optimizer overhead samplers frechet data report startup; do $(BIN)/python bench/$$name.py || exit 1; done
 
 clean:           ## remove the environment and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache

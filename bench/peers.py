@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import sys
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -41,7 +42,7 @@ NETWORKS = {
 }
 
 
-class Way:
+class Way(ABC):
     """A training step of one library."""
 
     optimizer: torch.optim.Optimizer
@@ -56,17 +57,20 @@ class Way:
         self.t = torch.linspace(0, 999, batch, device=device).round()
         self.prepare()
 
+    @abstractmethod
     def build(self, network: Network) -> nn.Module:
-        raise NotImplementedError
+        """The library's own network."""
 
+    @abstractmethod
     def prepare(self) -> None:
-        raise NotImplementedError
+        """The optimizer and what the average needs."""
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
         return self.model(x, t)
 
+    @abstractmethod
     def average(self) -> None:
-        raise NotImplementedError
+        """One step of the average of the weights."""
 
     @property
     def parameters(self) -> int:
