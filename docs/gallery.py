@@ -61,6 +61,7 @@ SOLVERS = {
     "UniPC 3": lambda n: UniPC(steps=n, order=3),
     "ProbabilityFlow Heun": lambda n: ProbabilityFlow(steps=n, method="heun"),
     "ProbabilityFlow RK4": lambda n: ProbabilityFlow(steps=n, method="rk4"),
+    "ProbabilityFlow, adaptive": lambda n: ProbabilityFlow(rtol=30 / n**4, atol=30 / n**4, denoise="tweedie"),
 }
 STOCHASTIC = {
     "Ancestral": lambda n: Ancestral(steps=n),
@@ -71,9 +72,11 @@ STOCHASTIC = {
     "StochasticHeun": lambda n: StochasticHeun(steps=n),
     "SDE-DPMSolver 2M": lambda n: DPMSolver(steps=n, sde=True),
     "DDIM": lambda n: DDIM(steps=n),
+    "AnnealedLangevin, pull = 0.5": lambda n: AnnealedLangevin(steps=n),
+    "AnnealedLangevin, Technique 4": lambda n: AnnealedLangevin(steps=n, pull=None),
 }
 INK, FAINT = "#1f2933", "#c5ccd3"
-COLOURS = ["#1b6ca8", "#d1495b", "#3a7d44", "#e08e0b", "#6a4c93", "#00798c", "#8d5524", "#5c677d"]
+COLOURS = ["#1b6ca8", "#d1495b", "#3a7d44", "#e08e0b", "#6a4c93", "#00798c", "#8d5524", "#5c677d", "#b0339b", "#9aa637"]
 
 
 def figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
@@ -133,9 +136,10 @@ def law_error(sampler: Sampler, steps: int) -> tuple[int, float]:
     On Gaussian data a step is affine in x and z, so the sample is a weighted sum of random numbers. Row 0 of the batch
     carries the mean, row 1 the weight of the start, the others the weight of one random number each.
     """
-    denoiser = gaussian(VP(), 0.3, 0.2)
-    x = torch.zeros(2 * steps + 2, 1, dtype=torch.float64)
-    x[1] = 1
+    langevin = isinstance(sampler, AnnealedLangevin)
+    denoiser = gaussian(VE(0.02, 10.0) if langevin else VP(), 0.3, 0.2)
+    x = torch.zeros(5 * steps + 2, 1, dtype=torch.float64)
+    x[1] = 3**-0.5 if langevin else 1  # of U[-1, 1], of N(0, 1)
     rows = iter(range(2, len(x)))
 
     def noise(like: Tensor) -> Tensor:
@@ -165,7 +169,10 @@ def errors() -> Figure:
     left.set(xlabel="network calls", ylabel="RMS distance to the exact flow", ylim=(1e-8, 3))
     left.set_title("Deterministic, two modes: the same noise, the exact ending", fontsize=9.5, color=INK)
     for k, (name, make) in enumerate(STOCHASTIC.items()):
-        points = [law_error(make(n), n) for n in [10, 14, 20, 28, 40, 57, 80, 113, 160, 226, 320, 450]]
+        counts = [10, 14, 20, 28, 40, 57, 80, 113, 160, 226, 320, 450]
+        if "Langevin" in name:
+            counts = [3, 4, 6, 8, *counts[:-2]]
+        points = [law_error(make(n), n) for n in counts]
         right.loglog(*zip(*points, strict=True), color=COLOURS[k], lw=1.4, marker="o", ms=3, label=name)
     right.set(xlabel="network calls", ylabel="relative error of the standard deviation")
     right.set_title("Stochastic, one Gaussian: the exact law of the samples", fontsize=9.5, color=INK)

@@ -7,6 +7,7 @@ from oracles import two_modes
 from triptych.sampler import (
     DDIM,
     AnnealedLangevin,
+    DPMSolver,
     EulerMaruyama,
     Heun,
     PredictorCorrector,
@@ -44,6 +45,15 @@ def test_log_snr_is_uniform_between_the_finite_ends(schedule):
     torch.testing.assert_close(gaps, gaps.mean().expand_as(gaps), rtol=1e-6, atol=0)
     low, _ = schedule.grid_ends
     assert times[-2 if schedule.sigma(torch.zeros(1)) == 0 else -1] == pytest.approx(low, rel=1e-9)
+
+
+def test_sub_vp_has_the_log_snr_grid_of_vp():
+    """From its own t_min, sigma = 1e-6, half of the steps would be lost; in x / alpha both are then the same flow."""
+    grids = [schedule.log_snr(grid.log_snr(schedule, 10)[:-1]) for schedule in (VP(), SubVP())]
+    torch.testing.assert_close(*grids, rtol=0, atol=1e-4)
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ends = [DPMSolver(steps=10)(two_modes(schedule), x) for schedule in (VP(), SubVP())]
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-3)
 
 
 def test_karras_is_the_papers_equation_5():

@@ -16,7 +16,7 @@ from triptych.schedule import EDM, VE, VP, Rectified, SubVP
 
 SCHEDULES = {"vp": VP(), "sub_vp": SubVP(), "ve": VE(0.02, 8.0), "edm": EDM(0.01, 40.0), "rectified": Rectified()}
 KEYS = [k if k == "vp" else pytest.param(k, marks=pytest.mark.slow) for k in SCHEDULES]
-T_START = {"rectified": 0.99}  # of alpha(1) = 0 only the first-order step knows; see test_ends.py
+T_START = {"rectified": 0.99}  # of alpha(1) = 0 only the first-order step knows
 
 DETERMINISTIC = {
     "ddim": (DDIM, {}, 1),

@@ -86,3 +86,13 @@ class SubVP(_LinearRate):
     @in_float64
     def time(self, log_snr: Tensor) -> Tensor:
         return self._inverse(2 * torch.asinh((-log_snr / 2).exp() / 2))
+
+    @property
+    def grid_ends(self) -> tuple[float, float]:
+        """From the log-SNR that VP has at t_min, sigma = 1e-3 by default, at t = 0.006.
+
+        sigma is quadratic in t here, 1e-6 at t_min: a grid from there would spend half of its steps on noise that no
+        image shows, and at times between which no network tells any difference.
+        """
+        t_min = torch.tensor(self.t_min, dtype=torch.float64)
+        return float(self.time(-torch.log(torch.expm1(self._integral(t_min))))), self.t_max
