@@ -73,6 +73,14 @@ def test_distance_orders_what_is_worse(digits):
     assert float(metric.compute()) > 4 * values[0]
 
 
+def test_two_halves_of_the_real_digits_measure_what_numpy_and_scipy_measure(digits):
+    """The number is printed by bench/halves_equality.py, in which neither torch nor Triptych takes part."""
+    metric = FrechetDistance(fd_extractor("digits"))
+    metric.update(digits[::2], real=True)
+    metric.update(digits[1::2], real=False)
+    assert float(metric.compute()) == pytest.approx(0.033382, abs=2e-6)
+
+
 def test_same_weights_give_the_same_distance_for_any_batch(digits):
     whole = fd_extractor("digits")(digits[:100])
     parts = torch.cat([fd_extractor("digits")(part) for part in digits[:100].split(9)])
