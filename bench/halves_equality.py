@@ -3,7 +3,7 @@
     python bench/halves_equality.py
 
 Nothing of Triptych or torch takes part: the weights are read from their file, the convolutions are sums over nine
-shifted images, the distance has scipy's sqrtm, all in float64. tests/metric/test_classifier.py holds the number printed.
+shifted images, the distance has scipy's sqrtm, all in float64. tests/metric/test_classifier.py holds the number.
 """
 
 from pathlib import Path
