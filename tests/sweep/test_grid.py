@@ -81,7 +81,7 @@ def test_the_impossible_is_listed_first_a_failure_stops_nothing_and_what_is_fini
         assert int(trial["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
     (sweep / "mended").touch()
     again = call("train.py", "-m", f"resume={sweep}", cwd=tmp_path)
-    assert again.code == 0 and "1 trials to run (1 finished earlier)" in again.out
+    assert again.code == 0 and "1 trial to run (1 finished earlier)" in again.out
     attempts = {row["overrides"][-1]: row["attempts"] for row in ledger(sweep).values() if row["state"] == "finished"}
     assert attempts == {"0": "1", "1": "2"}
 
@@ -205,7 +205,7 @@ def test_a_sweep_that_was_killed_goes_on(tmp_path):
     assert found is not None and found.state == "interrupted" and 0 < found.step < 600
     assert [row["state"] for row in ledger(sweep).values()] == ["running"]
     again = call("train.py", "-m", f"resume={sweep}")
-    assert again.code == 0 and "1 trials to run, 1 at a time" in again.out, again
+    assert again.code == 0 and "1 trial to run, 1 at a time" in again.out, again
     assert [row["state"] for row in ledger(sweep).values()] == ["finished"]
     assert f"from step {found.step}" in (cut.parent / "log.txt").read_text()
 

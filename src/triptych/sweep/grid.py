@@ -21,7 +21,7 @@ from triptych.sweep import ledger, machine
 from triptych.sweep.plan import Compose, plan
 from triptych.sweep.pool import Pool, last_lines
 from triptych.sweep.screen import Screen, clock
-from triptych.sweep.trial import FAILED, FINISHED, IMPOSSIBLE, STOPPED, WAITING, Trial
+from triptych.sweep.trial import FAILED, FINISHED, IMPOSSIBLE, STOPPED, WAITING, Trial, plural
 
 POLL = 0.2  # seconds
 SILENT = 120.0  # seconds after which a run on another machine is taken for lost
@@ -164,7 +164,7 @@ def _wait_for(trial: Trial, screen: Screen) -> bool:
 
 def _ask_all(pool: Pool, screen: Screen, times: int) -> None:
     if times == 1:
-        screen.say(f"Stopping: {len(pool.running)} trials finish a step and save; Ctrl-C ends them at once.")
+        screen.say(f"Stopping: {plural(len(pool.running))} to finish a step and save; Ctrl-C ends them at once.")
     for trial in pool.running:
         pool.stop(trial) if times == 1 else pool.kill(trial)
 
@@ -226,7 +226,7 @@ def _announce(sweep: Path, trials: list[Trial], n_jobs: int) -> None:
     _list_impossible(trials)
     waiting, finished = (sum(t.state == s for t in trials) for s in (WAITING, FINISHED))
     before = f" ({finished} finished earlier)" if finished else ""
-    print(f"{waiting} trials to run{before}, {n_jobs} at a time, in {_short(sweep)}", flush=True)
+    print(f"{plural(waiting)} to run{before}, {n_jobs} at a time, in {_short(sweep)}", flush=True)
 
 
 def _report(sweep: Path, trials: list[Trial], stopped_by: signal.Signals | None) -> None:

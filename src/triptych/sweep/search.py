@@ -29,7 +29,7 @@ from triptych.sweep.pool import Pool, last_lines
 from triptych.sweep.screen import Screen
 from triptych.sweep.space import distributions, overrides
 from triptych.sweep.study import Study, quiet
-from triptych.sweep.trial import FAILED, FINISHED, PRUNED, STOPPED, Trial
+from triptych.sweep.trial import FAILED, FINISHED, PRUNED, STOPPED, Trial, plural
 
 POLL = 0.3  # seconds
 LOOK_FOR_DEAD = 20.0  # seconds
@@ -188,7 +188,7 @@ class Search:
         before = f", of which {done} are done" if done else ""
         pruning = f", pruned on {self.plan.prune_on}" if self.plan.prune_on else ""
         objectives = " and ".join(f"{direction} {name}" for name, direction in self.plan.objectives.items())
-        print(f"{objectives} in {n_trials} trials{before}, {self.pool.n_jobs} at a time here{pruning}")
+        print(f"{objectives} in {plural(n_trials)}{before}, {self.pool.n_jobs} at a time here{pruning}")
         print(f"in {os.path.relpath(self.plan.folder)}; to help from another machine:  {self._join()}", flush=True)
         hopeless = False
         with Screen(self.trials, self.pool.seconds, self.pool.n_jobs, n_trials) as screen, stop_signals() as received:
@@ -319,7 +319,7 @@ class Search:
     def _stop_all(self, screen: Screen, again: bool) -> None:
         if not again:
             count = len(self.pool.running)
-            screen.say(f"Stopping: {count} trials finish a step and save; Ctrl-C ends them at once.")
+            screen.say(f"Stopping: {plural(count)} to finish a step and save; Ctrl-C ends them at once.")
         for trial in self.pool.running:
             self.pool.kill(trial) if again else self.pool.stop(trial)
 

@@ -49,6 +49,10 @@ class Trial:
         return self.state not in (WAITING, RUNNING)
 
 
+def plural(count: int) -> str:
+    return f"{count} trial{'s' * (count != 1)}"
+
+
 def digest(overrides: Sequence[str]) -> str:
     """Six letters for a set of overrides, in whatever order they were given."""
     return hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:6]
