@@ -20,6 +20,9 @@ LEAST = {  # the smallest value of a whole number; -1: no limit
     "trainer.accumulate_grad_batches": 1,
     "trainer.log_every_n_steps": 1,
     "trainer.num_nodes": 1,
+    "callback.likelihood.num_images": 0,
+    "callback.vlb.num_images": 0,
+    "callback.progress.every_n_steps": 1,
     "callback.samples.count": 1,
     "callback.samples.strip": 1,
     "callback.samples.moments": 1,
@@ -93,6 +96,12 @@ def _check_trainer(config: DictConfig) -> None:
     steps = trainer.max_steps
     if steps != -1 and (not _whole(steps) or steps < 1):
         raise ValueError(f"trainer.max_steps must be a number of optimizer steps, or -1 for no limit, got {steps}.")
+    epochs = trainer.get("max_epochs")
+    if _whole(epochs) and epochs < 1 and epochs != -1:
+        raise ValueError(f"trainer.max_epochs must be at least 1, or null, or -1 for no limit, got {epochs}.")
+    devices = trainer.get("devices")
+    if _whole(devices) and devices < 1 and devices != -1:
+        raise ValueError(f"trainer.devices must be at least 1, or auto, or -1 for all there are, got {devices}.")
     for key in ("val_check_interval", "gradient_clip_val"):
         value = trainer.get(key)
         if isinstance(value, (int, float)) and value <= 0:

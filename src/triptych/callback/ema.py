@@ -37,6 +37,8 @@ class EMA(Callback):
             raise ValueError(f"EMA: half_life must be a positive number of images, got {half_life}.")
         if decay is not None and not 0 <= decay < 1:
             raise ValueError(f"EMA: decay must be at least 0 and below 1, got {decay}.")
+        if ramp is not None and ramp <= 0:
+            raise ValueError(f"EMA: ramp must be a positive share of the images seen, or null for none, got {ramp}.")
         self.half_life, self.ramp, self.constant, self.warmup = half_life, ramp, decay, warmup
         self._shadow: dict[str, Tensor] = {}
         self._restored: dict[str, Tensor] = {}
