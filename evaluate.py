@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from triptych.record import Record
 
 RUN_NODES = ("sampler", "metric", "dataset")  # what the run's own config answers for
+INSTEAD = ("samples", "explain", "doctor")  # other things to do than to measure a run
 
 
 def prepare(arguments: list[str]) -> list[str]:
     """What the command line brings before Hydra reads it: the run's own settings, -m as a list of cells."""
     arguments = [f"explain=[{a[8:]}]" if a.startswith("explain=") and a[8:9] != "[" else a for a in arguments]
-    return cells.collect(cli.run_arguments(arguments, RUN_NODES))
+    return cells.collect(cli.run_arguments(arguments, RUN_NODES, instead=INSTEAD))
 
 
 def evaluate(config: DictConfig) -> None:

@@ -6,6 +6,10 @@ from triptych import cli
 
 
 def sweep(config: DictConfig) -> None:
+    from triptych.sweep.arguments import check
+
+    with cli.refusals():
+        check(config)
     try:
         import optuna  # noqa: F401
     except ImportError:

@@ -46,7 +46,10 @@ MISTYPED = {  # arguments of train.py -> what the sentence must say
     "--formulation ddpm": ["no option --formulation", "formulation=…", "--help"],
     "formulation ddpm": ["'formulation' is not a setting", "key=value"],
     "model.multipliers=[1": ["cannot be read", "model.multipliers"],
-    "=": ["choose"],
+    "=": ["not a setting"],
+    "=3": ["not a setting"],
+    "callback=null": ["no callback=null", "leave it out", "ema, evaluate"],
+    "sampler=20": ["no sampler=20", "ddim"],
     "-m seed=1,2 --cfg job": ["-m and --cfg", "choose one"],
 }
 UNFIT = {
@@ -65,7 +68,9 @@ UNFIT = {
     "trainer.val_check_interval=0": ["trainer.val_check_interval"],
     "trainer.accelerator=banana": ["banana", "cpu"],
     "trainer.precision=banana": ["banana", "bf16-mixed"],
-    "trainer.devices=0": ["devices=0"],
+    "trainer.devices=0": ["trainer.devices", "at least 1", "got 0"],
+    "callback.likelihood.num_images=-3": ["num_images", "got -3"],
+    "callback.ema.ramp=-1": ["ramp"],
     "sampler.steps=0": ["steps", "at least 1", "got 0"],
     "sampler.steps=ten": ["sampler.steps must be a number", "'ten'"],
     "callback.samples.count=0": ["callback.samples.count", "at least 1"],
@@ -394,6 +399,9 @@ HEAVY = ("torch", "lightning", "numpy", "wandb", "sklearn", "torchmetrics")
         ("train.py", ["formulation=dpm"]),
         ("train.py", ["model.chanels=8"]),
         ("sample.py", ["run=nowhere", "sampler=dimm"]),
+        ("sample.py", ["num_samples=4"]),
+        ("evaluate.py", ["repeats=2"]),
+        ("sweep.py", ["n_trial=4"]),
     ],
 )
 def test_help_and_mistakes_are_answered_without_torch(script, arguments, nowhere):
@@ -404,13 +412,15 @@ def test_help_and_mistakes_are_answered_without_torch(script, arguments, nowhere
         f"sys.argv = {[str(ROOT / script), *arguments]!r}\n"
         f"runpy.run_path({str(ROOT / script)!r}, run_name='__main__')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=nowhere)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=nowhere, env=os.environ | {"COLUMNS": "80"}
+    )
     assert "HEAVY []" in done.stdout
     assert not list(nowhere.iterdir())
     if "--help" in arguments:
         assert done.returncode == 0 and not done.stderr
         shown = done.stdout.splitlines()
-        assert len(shown) < 50 and any(line.startswith("sampler: ") for line in shown)
+        assert len(shown) < 70 and max(map(len, shown)) <= 80 and any(line.startswith("sampler: ") for line in shown)
         assert "_target_" not in done.stdout  # not a page of raw YAML
         listed = {line.partition(":")[0] for line in shown if line.partition(": ")[0] in cli.groups()}
         assert script != "train.py" or listed == {*cli.groups()} - {"sweep"}  # which is sweep.py's

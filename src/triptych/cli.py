@@ -9,7 +9,9 @@ import functools
 import io
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -27,6 +29,7 @@ VALUED_OPTIONS = (  # Hydra's, each followed by a value
     *("--experimental-rerun", "-i", "--info"),  # the last two may go without
 )
 MODES = ("-r", "--run", "-m", "--multirun", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")  # one of them
+NO_NAME = re.compile(r"(?i:null|true|false)|[-+.\d]*")  # of an option: Hydra gives a traceback for it
 OPTIONS = (*MODES, "-h", "--help", "--hydra-help", "--version", "--resolve")
 
 
@@ -69,6 +72,9 @@ def command(
         if full_error:
             raise
         refuse(explain(error, name))
+    except BrokenPipeError:  # of `--help | head`; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
@@ -84,18 +90,21 @@ def _ended(stop: SystemExit) -> None:
 
 def _check_form(arguments: list[str]) -> None:
     """Settings are written key=value: what looks like another program's options is refused before Hydra sees it."""
-    settings, options = _sorted(arguments)
-    for option in options:
-        name = option.split("=")[0]
+    settings, flags = _sorted(arguments)
+    for flag in flags:
+        name = flag.split("=")[0]
         if name.startswith("-") and name not in (*VALUED_OPTIONS, *OPTIONS):
             plain = name.lstrip("-").replace("-", "_")
             raise ValueError(f"There is no option {name}: write settings as {plain}=…, without dashes; see --help.")
-    modes = [option for option in options if option.split("=")[0] in MODES]
+    modes = [flag for flag in flags if flag.split("=")[0] in MODES]
     if len(modes) > 1:
         raise ValueError(f"{' and '.join(modes)} do not go together: choose one.")
     for setting in settings:
-        if "=" not in setting and not setting.startswith("~"):
+        group, _, option = setting.partition("=")
+        if ("=" not in setting and not setting.startswith("~")) or not group:
             raise ValueError(f"{setting!r} is not a setting: write key=value, and quotes around what has spaces.")
+        if NO_NAME.fullmatch(option) and (CONF / group).is_dir():
+            raise ValueError(f"There is no {setting}: leave it out, or choose {', '.join(options(group))}.")
 
 
 def _settings_first(arguments: list[str]) -> list[str]:
@@ -224,8 +233,8 @@ def need(config: DictConfig, key: str) -> None:
         raise ValueError(f"Say {key}=…, it has no default; see --help.")
 
 
-def explain(error: Exception, name: str) -> str:
-    """One sentence out of Hydra's several lines."""
+def explain(error: Exception, *names: str) -> str:
+    """One sentence out of Hydra's several lines. `names` are the configs whose keys may have been meant."""
     text = str(error)
     if missing := re.search(r"Could not find '([^']+)'", text):
         group, _, option = missing[1].rpartition("/")
@@ -236,7 +245,7 @@ def explain(error: Exception, name: str) -> str:
         return f"There is no group {no_group[1]!r}: choose {', '.join(groups())}, or see --help."
     if key := re.search(r"Could not override '([^']+)'", text):
         wanted = key[1]
-        known = _keys(name)
+        known = [key for name in names for key in _keys(name)]
         if wanted in known:  # by default, but not with the options on this command line
             return f"There is no setting {wanted!r} beside the options given here."
         near = difflib.get_close_matches(wanted, known, 3, 0.6)
@@ -288,8 +297,13 @@ def register_resolvers() -> None:
 
 
 def _options_of(*names: str) -> str:
-    """A line for each config group, as a script's help shows those that are its business."""
-    return "".join(f"{name}: {', '.join(options(name))}\n" for name in names)
+    """A paragraph for each config group, as a script's help shows those that are its business."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    return "".join(
+        textwrap.fill(f"{name}: {', '.join(options(name))}", width, subsequent_indent="    ", break_on_hyphens=False)
+        + "\n"
+        for name in names
+    )
 
 
 def _out_channels(_root_: DictConfig) -> int:
@@ -389,15 +403,21 @@ def check_stored(overrides: list[str], file: Path, forbidden: str) -> None:
             raise ValueError(f"{file} says {override!r}, which a file may not ask for: remove that line.")
 
 
-def run_arguments(arguments: list[str], nodes: tuple[str, ...]) -> list[str]:
+def run_arguments(arguments: list[str], nodes: tuple[str, ...], instead: tuple[str, ...] = ()) -> list[str]:
     """`run=<folder or checkpoint>` brings the run's own choices of these nodes, which the command line may override.
 
     A node that is not chosen anew by `node=option` comes as the run's option, with the values that the run gave it.
     With -m, what is brought has one value each, the same in every job; a grid over a node (`-m sampler=ddim,heun`) is
     a choice of it, so nothing of the run's is brought there.
+
+    Args:
+        instead: settings with which no run is needed.
     """
     given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
     run = given.get("run")
+    asks = any(a.startswith("-") and a not in ("-m", "--multirun", "-r", "--run") for a in arguments)  # for a page
+    if not run and not asks and not {key.lstrip("+") for key in given} & {"run", *instead}:
+        raise ValueError("Say run=…, it has no default; see --help.")
     if not run or any(a in ("--help", "-h", "--hydra-help") for a in arguments):
         return arguments
     config = _stored_config(Path(run))

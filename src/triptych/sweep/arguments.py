@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from triptych.cli import CONF, check_stored, quoted
+from triptych.cli import CONF, check_stored, explain, groups, quoted
 
 OF_A_CALL = ("n_trials", "workers", "gpus_per_trial", "study", "storage", "wandb")  # may differ from call to call
 
@@ -24,6 +26,21 @@ def sort(arguments: list[str]) -> list[str]:
         ours = key.partition(".")[0].partition("/")[0] in known | {"sweep"} or key.startswith("hydra")
         (own if ours or argument.startswith("-") or "=" not in argument else others).append(argument)
     return [*own, f"train={quoted(others)}"]
+
+
+def check(config: Any) -> None:
+    """Refuses settings of train.py that there are not, before anything slow is imported.
+
+    Where the space chooses options of a group, what is set of any group may fit one of its options only: that is tried
+    out later, by the search.
+    """
+    base = [str(o) for o in config.train]
+    grouped = [name for name in config.sweep.space if name in groups()]
+    settings = [o for o in base if not grouped or _key(o).partition(".")[0] not in groups()]
+    try:
+        compose("train", settings, return_hydra_config=True)
+    except HydraException as error:
+        raise ValueError(explain(error, "train", "sweep")) from error
 
 
 def _of_the_study(arguments: list[str]) -> list[str]:
