@@ -50,7 +50,7 @@ def compare(config: DictConfig) -> None:
         )
         if logger is not None:
             log(logger.experiment, table, figures)
-        print(f"  W&B: {tracking.how_to_look(logger, out)}" if logger else "  W&B is disabled: no summary there.")
+        print(f"  W&B       {tracking.how_to_look(logger, out)}" if logger else "  W&B is disabled: no summary there.")
         tracking.finish(logger)
 
 

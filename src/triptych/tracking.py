@@ -287,14 +287,14 @@ def _start(settings: dict[str, Any], folder: Path, run_id: str, config: dict[str
 
 
 def how_to_look(logger: Wandb | None, folder: Path) -> str:
-    """One line: the address of the run, or the command that brings an offline one there."""
+    """The address of the run; or of an offline one, on two lines, the commands that show it and that bring it there."""
     if logger is None:
         return "W&B is disabled; every number is in metrics.csv"
     run = logger.experiment
     if not run.settings._offline and run.url:
         return run.url
     where = _short(Path(run.dir).parent)
-    return f"offline; look with `wandb leet {where}`, bring it there with `wandb sync {where}`"
+    return f"offline; to look:   wandb leet {where}\n{'':12}to bring it there:  wandb sync {where}"
 
 
 def name_of(record: Record, settings: Mapping[str, str]) -> str:

@@ -3,9 +3,26 @@
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from triptych.callback.monitor import Monitor
+
+
+def progress(console: Console | None = None) -> Progress:
+    """The bar, all of whose numbers can be read on a terminal of 80 columns."""
+    whole = Column(no_wrap=True)  # only the bar gives way
+    return Progress(
+        MofNCompleteColumn(table_column=whole),
+        BarColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(table_column=whole),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True, table_column=whole),
+        auto_refresh=False,
+        console=console,
+    )
 
 
 class ProgressBar(Callback):
@@ -25,16 +42,7 @@ class ProgressBar(Callback):
         if not trainer.is_global_zero:
             return
         self._monitor = next((c for c in trainer.callbacks if isinstance(c, Monitor)), None)  # pyright: ignore
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            auto_refresh=False,
-        )
+        self._bar = progress()
         total = trainer.max_steps if trainer.max_steps > 0 else None
         self._task = self._bar.add_task("training", total=total, completed=trainer.global_step, numbers="")
         if self._bar.console.is_terminal:
@@ -60,8 +68,10 @@ class ProgressBar(Callback):
     def numbers(self) -> str:
         """The latest logged numbers, in a few words."""
         latest = self._monitor.latest if self._monitor else {}
-        shown = {"loss": "train/loss", "val": "val/loss", "images/s": "train/images_per_second"}
-        return "  ".join(f"{name} {latest[key]:.4g}" for name, key in shown.items() if key in latest)
+        shown = {"loss": "train/loss", "val": "val/loss"}
+        words = [f"{name} {latest[key]:.3g}" for name, key in shown.items() if key in latest]
+        rate = latest.get("train/images_per_second")
+        return "  ".join(words + ([] if rate is None else [f"{rate:.{0 if rate >= 10 else 1}f} images/s"]))
 
     def _stop(self) -> None:
         if self._bar is not None:
