@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import postgresql
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
@@ -165,11 +166,21 @@ def study_in(folder, url=None, settings=None):
     )
 
 
-@pytest.mark.parametrize("storage", ["journal", pytest.param("sqlite", marks=pytest.mark.slow)])
+@pytest.fixture(params=["journal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sqlite", "postgresql"))])
+def storage(request, tmp_path):
+    """The address of a storage; None for the journal in the study's folder."""
+    if request.param == "postgresql":
+        if reason := postgresql.missing():
+            pytest.skip(reason)
+        with postgresql.server() as url:
+            yield url
+    else:
+        yield f"sqlite:///{tmp_path / 'study.db'}" if request.param == "sqlite" else None
+
+
 def test_a_trial_whose_worker_died_is_tried_again_with_its_settings_and_folder(tmp_path, storage):
     folder = tmp_path / "mine"
-    url = f"sqlite:///{tmp_path / 'study.db'}" if storage == "sqlite" else None
-    here, there = study_in(folder, url), study_in(folder, url)
+    here, there = study_in(folder, storage), study_in(folder, storage)
     lost = here.ask(SPACE, 3)
     lost.set_user_attr("folder", "trials/0000")
     dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -182,6 +193,9 @@ def test_a_trial_whose_worker_died_is_tried_again_with_its_settings_and_folder(t
     assert not here.tell(lost, [0.5])  # should it come back after all
     assert there.tell(again, [0.25])
     assert [t.value for t in here.trials()] == [0.25]
+    for study in (here, there):
+        if storage:
+            study.study._storage._backend.engine.dispose()  # its connections
 
 
 def test_a_trial_of_a_silent_machine_is_tried_again(tmp_path):
