@@ -37,7 +37,9 @@ def test_is_the_papers_formula(scale):
 
 
 def test_acts_inside_the_interval_only():
+    """Both ends belong to it: (0, 1), the default, is everywhere."""
     denoiser, (x, t, label) = Labelled(), state()
+    t[:2] = torch.tensor([0.2, 0.6], dtype=torch.float64)
     guided = ClassifierFree(denoiser, 3.0, interval=(0.2, 0.6))(x, t, label)
     plain, full = denoiser(x, t, label), ClassifierFree(denoiser, 3.0)(x, t, label)
     inside = (t >= 0.2) & (t <= 0.6)

@@ -123,6 +123,21 @@ def test_vlb_of_every_image():
     assert float(metric.compute()) == pytest.approx(float(expected.mean()), rel=1e-5) and metric.count == 5
 
 
+def test_labels_reach_the_network():
+    told = []
+
+    class Labelled(nn.Module):
+        def forward(self, x, c_noise, cond=None):
+            told.append(cond.tolist())
+            return 0.9 * x
+
+    formulation = DDPM(model=Labelled(), schedule=LinearBeta(T=50))
+    for metric in (VLB(), BitsPerDim(steps=2)):
+        metric.update(formulation, pictures(2), torch.tensor([3, 7]))
+        assert told and all(cond == [3, 7] for cond in told)
+        told.clear()
+
+
 def test_vlb_refuses_what_has_none():
     with pytest.raises(ValueError, match="needs a DDPM"):
         VLB().update(finite(VP()), pictures(1))

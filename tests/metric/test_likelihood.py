@@ -10,7 +10,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from triptych.formulation import NCSN
 from triptych.metric import log_likelihood
-from triptych.metric.likelihood import flow_likelihood
+from triptych.metric.likelihood import _norm, flow_likelihood
 from triptych.schedule import EDM, VE, VP, Cosine, Geometric, Learned, LinearBeta, QuadraticBeta, Rectified, SubVP
 
 SCHEDULES = [
@@ -163,6 +163,13 @@ def test_fixed_steps_converge():
         assert (found.calls == 4 * steps).all()
         errors.append(float((found.nats - reference).abs().max()))
     assert errors[0] > 12 * errors[1] > 100 * errors[2]
+
+
+def test_the_tolerance_is_that_of_log_p_however_many_dimensions():
+    """Its error is one number beside D of the state: in their common mean square it would drown."""
+    error = torch.zeros(2, 1025)
+    error[0, -1], error[1, :-1] = -0.5, 0.25
+    assert _norm(error).tolist() == [0.5, 0.25]
 
 
 def test_images_conditions_and_no_grad():

@@ -326,6 +326,13 @@ def test_langevin_takes_technique_4_for_the_levels_it_visits():
     assert min(float(t[0]) for t in noisy.times) == pytest.approx(10 / 49)
 
 
+def test_langevin_from_given_images_visits_no_noisier_level():
+    schedule = Geometric(50, 0.02, 10.0)
+    denoiser, sampler = two_modes(schedule), AnnealedLangevin(steps_per_level=1, t_start=0.5)
+    sampler(denoiser, sampler.start_from(denoiser, start(2)))
+    assert float(denoiser.times[0][0]) == pytest.approx(24 / 49) and len(denoiser.times) == 25 + 1
+
+
 def test_pairs_that_cannot_work_are_refused_in_words():
     with pytest.raises(ValueError, match=r"alpha = 1 \(geometric, ve, edm\)"):
         AnnealedLangevin(steps=5).check(two_modes(VP()))

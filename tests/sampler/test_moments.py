@@ -18,10 +18,19 @@ from triptych.sampler import (
     StochasticHeun,
     UniPC,
 )
-from triptych.schedule import EDM, VE, VP, Cosine, Geometric, LinearBeta, QuadraticBeta, Rectified, SubVP
+from triptych.schedule import EDM, VE, VP, Cosine, Geometric, Learned, LinearBeta, QuadraticBeta, Rectified, SubVP
 
 FAST = [LinearBeta(), VE(0.02, 50.0)]
-SLOW = [QuadraticBeta(), Cosine(), VP(), SubVP(), Geometric(60, 0.02, 10.0), EDM(), Rectified()]
+SLOW = [
+    QuadraticBeta(),
+    Cosine(),
+    VP(),
+    SubVP(),
+    Geometric(60, 0.02, 10.0),
+    EDM(),
+    Rectified(),
+    Learned(log_snr_min=-9.0),
+]
 SCHEDULES = [*FAST, *(pytest.param(schedule, marks=pytest.mark.slow) for schedule in SLOW)]
 SAMPLERS = {
     "ancestral": Ancestral(steps=150),
