@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -242,7 +242,7 @@ def explain(error: Exception, *names: str) -> str:
         choices = options(group)
         return f"There is no {group}={option}" + (f": choose {', '.join(choices)}." if choices else ".")
     if no_group := re.search(r"Could not override '([^']*)'\.\s*No match in the defaults list", text):
-        return f"There is no group {no_group[1]!r}: choose {', '.join(groups())}, or see --help."
+        return f"There is no group {no_group[1]!r}: choose {', '.join(_groups_of(names))}, or see --help."
     if key := re.search(r"Could not override '([^']+)'", text):
         wanted = key[1]
         known = [key for name in names for key in _keys(name)]
@@ -268,6 +268,12 @@ def options(group: str) -> list[str]:
 def groups() -> list[str]:
     """The config groups of the command line."""
     return sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra")
+
+
+def _groups_of(names: Iterable[str]) -> list[str]:
+    """The groups that these configs choose from."""
+    defaults = [entry for name in names for entry in OmegaConf.load(CONF / f"{name}.yaml").get("defaults", [])]
+    return sorted({key for entry in defaults if not isinstance(entry, str) for key in entry} & set(groups()))
 
 
 def _keys(name: str) -> list[str]:
