@@ -107,6 +107,25 @@ def test_disabled_means_no_run_and_no_folder(no_key, monkeypatch):
     assert "metrics.csv" in tracking.how_to_look(None, no_key)
 
 
+@pytest.mark.slow
+def test_a_server_that_cannot_be_reached_at_the_start_leaves_an_offline_run(no_key, monkeypatch, capsys):
+    """W&B itself: once it has tried, its process calls the run's id one that is in use."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(tracking, "INIT_TIMEOUT", 1)
+    logger = tracking.connect({"project": "p"}, no_key / "run", "unreachable", {"a": 1})
+    tracking.log_scalars([logger], {"a": 1.0}, 1, 10)
+    tracking.finish(logger)
+    wandb.teardown()  # writes what is left
+    assert capsys.readouterr().out.count("W&B cannot be reached (Failed to get resume status") == 1
+    (folder,) = (no_key / "run" / "wandb").glob("offline-run-*-unreachable")
+    assert b"images_seen" in (folder / "run-unreachable.wandb").read_bytes()
+
+
 class OfflineRun:
     """What W&B hands out, without its background process."""
 
@@ -181,3 +200,21 @@ def test_a_slow_logger_delays_nobody_and_a_failing_one_is_left_out(tmp_path, cap
     assert [v["a"] for v in slow.experiment.logged if "a" in v] == [1, 2, 3]  # in order, none lost
     said = capsys.readouterr().out
     assert said.count("left out") == 1 and "the server" in said and "says no" not in said
+
+
+def test_a_server_that_is_gone_at_the_end_is_said_with_what_to_type(no_key, capsys):
+    run = OfflineRun(no_key / "run" / "wandb" / "run-1-abc")
+    run.finish = lambda: (_ for _ in ()).throw(TimeoutError("Timed out finishing run."))
+    tracking.finish(tracking.Wandb(save_dir=no_key, experiment=run))
+    out = capsys.readouterr().out
+    assert "did not take everything in 120 s" in out and "wandb sync --include-online " in out and "run-1-abc`" in out
+
+
+def test_a_run_of_several_segments_is_brought_there_one_by_one(no_key):
+    """`wandb sync` stops at the segment of a run that was killed."""
+    run = OfflineRun(no_key / "run" / "wandb" / "offline-run-2-abc")
+    logger = tracking.Wandb(save_dir=no_key, experiment=run)
+    (no_key / "run" / "wandb" / "offline-run-2-abc").mkdir(parents=True)
+    assert "`wandb sync " in tracking.how_to_look(logger, no_key / "run")
+    (no_key / "run" / "wandb" / "offline-run-1-abc").mkdir()
+    assert "run/wandb/offline-run-*; do wandb sync $run; done`" in tracking.how_to_look(logger, no_key / "run")

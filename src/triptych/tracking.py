@@ -262,6 +262,10 @@ def connect(settings: dict[str, Any], folder: Path, run_id: str, config: dict[st
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(f"W&B cannot be reached ({reason}); this run goes on offline.")
         os.environ["WANDB_MODE"] = "offline"
+        with contextlib.suppress(Exception):
+            import wandb
+
+            wandb.teardown()  # its process takes the id for one that is in use
         return _start(settings, folder, run_id, config, offline=True)
 
 
@@ -278,7 +282,9 @@ def _start(settings: dict[str, Any], folder: Path, run_id: str, config: dict[str
         resume="allow",
         config=config,
         allow_val_change=True,
-        settings=wandb.Settings(init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, console="off"),
+        settings=wandb.Settings(
+            init_timeout=INIT_TIMEOUT, finish_timeout=FINISH_TIMEOUT, finish_timeout_raises=True, console="off"
+        ),
         **{k: v for k, v in settings.items() if k != "_target_"},
     )
     run.define_metric(AXIS)
@@ -294,7 +300,15 @@ def how_to_look(logger: Wandb | None, folder: Path) -> str:
     if not run.settings._offline and run.url:
         return run.url
     where = _short(Path(run.dir).parent)
-    return f"offline; to look:   wandb leet {where}\n{'':12}to bring it there:  wandb sync {where}"
+    return f"offline; to look:   wandb leet {where}\n{'':12}to bring it there:  {_sync(folder, where)}"
+
+
+def _sync(folder: Path, where: str) -> str:
+    """The command for a run that has been started once, or more often: W&B gives up at a segment of a run that was
+    killed, which ends in the middle of a row, so each is brought there by itself."""
+    more = len(list((folder / "wandb").glob("offline-run-*"))) > 1
+    segments = f"{_short(folder)}/wandb/offline-run-*"
+    return f"for run in {segments}; do wandb sync $run; done" if more else f"wandb sync {where}"
 
 
 def name_of(record: Record, settings: Mapping[str, str]) -> str:
@@ -338,7 +352,7 @@ def log_evaluation(
             _add(logger, new, pictures)
             look = how_to_look(logger, folder)
             if logger.experiment.settings._offline:
-                look = f"offline, a second segment of the same run; `wandb sync {_short(folder)}/wandb/offline-run-*`"
+                look = f"offline, another segment of the same run; `{_sync(folder, _short(folder))}`"
         finally:
             finish(logger)
         with told.open("a") as file:
@@ -371,7 +385,15 @@ def finish(logger: Wandb | None) -> None:
         print(f"W&B has not taken everything in {PATIENCE} s and is left alone; every number is in metrics.csv.")
         return
     with _forgiving_wandb():
-        logger.experiment.finish()
+        where = _short(Path(logger.experiment.dir).parent)
+        try:
+            logger.experiment.finish()
+        except TimeoutError:  # a server that is gone; W&B has tried again all the time
+            print(
+                f"W&B did not take everything in {FINISH_TIMEOUT} s. Nothing is lost: bring it there with "
+                f"`wandb sync --include-online {where}`.",
+                flush=True,
+            )
 
 
 def _short(path: Path) -> str:
