@@ -77,3 +77,19 @@ def shell(script, *arguments, cwd=None, timeout=300, environment=None):
         timeout=timeout,
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def assert_equal(a, b, where):
+    """Of two nests of dicts and lists: every tensor bit for bit, and everything else."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}.{i}")
+    else:
+        assert a == b, where

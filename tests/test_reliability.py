@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from scripts import TINY, call
+from scripts import TINY, assert_equal, call
 
 from triptych import disk, run, status
 from triptych.callback.evaluate import Evaluate
@@ -54,21 +54,6 @@ def assert_same(one, two):
         assert_equal(a[key], b[key], key)
     assert a["global_step"] == b["global_step"]
     assert rows(one) == rows(two)
-
-
-def assert_equal(a, b, where):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}.{i}")
-    else:
-        assert a == b, where
 
 
 @pytest.fixture(scope="module")

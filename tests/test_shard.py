@@ -1,13 +1,14 @@
 """A network shared out over two processes is the network: loss, gradients, averages, checkpoints, sampling."""
 
 import os
+import shutil
 import socket
 
 import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from scripts import TINY, call, shell
+from scripts import TINY, assert_equal, call, shell
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
@@ -98,26 +99,48 @@ def test_a_sharded_network_is_the_network():
     }
 
 
+UNEVEN = ("callback.evaluate.num_samples=40", "callback.likelihood.num_images=3")  # 3 blocks, 3 images, 2 processes
+SHARDED = ("trainer=fsdp", "trainer.devices=2", *TINY, *UNEVEN, "logger=none", "sampler.steps=3")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_sharded_run_loads_everywhere_and_goes_on_with_one_process(tmp_path):
-    folder = tmp_path / "run"
-    uneven = ("callback.evaluate.num_samples=40", "callback.likelihood.num_images=3")  # 3 blocks, 3 images, 2 processes
-    done = shell(
-        "train.py",
-        *("trainer=fsdp", "trainer.devices=2", *TINY, *uneven, "logger=none", "sampler.steps=3"),
-        *("trainer.max_steps=16", f"hydra.run.dir={folder}"),
-        timeout=400,
-    )
+def test_a_sharded_run_loads_everywhere_and_goes_on_with_two_processes_or_one(tmp_path):
+    """On two, bit for bit; on one, with the warning. The scripts read its folder, and the file made of it."""
+    folder, again = tmp_path / "run", tmp_path / "again"
+    milestones = ("callback.checkpoint.milestone_images=128", "callback.checkpoint.every_images=64")
+    done = shell("train.py", *SHARDED, *milestones, "trainer.max_steps=16", f"hydra.run.dir={folder}", timeout=400)
     assert done.code == 0, done.err
+    shares = sorted(p.name for p in (folder / "checkpoints" / "last.ckpt").iterdir())
+    assert shares == ["__0_0.distcp", "__1_0.distcp", "meta.pt"]
     stored = run.read_checkpoint(folder)
     formulation = run.load(folder)
     for name, p in formulation.named_parameters():
         assert torch.equal(p, stored["ema"]["shadow"][name]) and not torch.equal(p, stored["state_dict"][name])
     assert torch.isfinite(run.load(folder, weights="ema=0.10")(torch.zeros(1, 1, 8, 8), torch.tensor([0.5]))).all()
-    done = call("train.py", f"resume={folder}", "trainer=cpu", "trainer.devices=1", "trainer.max_steps=20", *LITTLE)
+
+    shutil.copytree(folder, again)
+    for name in ("last.ckpt", "step=16.ckpt"):
+        shutil.rmtree(again / "checkpoints" / name)
+    done = shell("train.py", f"resume={again}", *LITTLE, timeout=400)
+    assert done.code == 0 and "from step 8" in done.out, done.err
+    resumed = run.read_checkpoint(again)
+    for key in ("state_dict", "ema", "power_ema", "optimizer_states", "lr_schedulers", "global_step"):
+        assert_equal(resumed[key], stored[key], key)
+
+    one, cpu = tmp_path / "one.ckpt", ("trainer=cpu", "trainer.devices=1")
+    assert call("tools/consolidate.py", f"run={folder}", f"out={one}").code == 0
+    assert_equal(run.read_checkpoint(one), stored, "consolidated")
+    outs = [tmp_path / "of_folder", tmp_path / "of_file"]
+    for path, out in zip((folder / "checkpoints" / "last.ckpt", one), outs, strict=True):
+        done = call("sample.py", f"run={path}", "num_samples=4", "sampler=ddim", "sampler.steps=2", f"out={out}")
+        assert done.code == 0, done.err
+    first, second = ((out / "samples.npz").read_bytes() for out in outs)
+    assert first == second
+    done = call("train.py", f"resume={folder}", *cpu, "trainer.max_steps=20", *LITTLE)
     assert done.code == 0 and "16 images a step = 1 process x 1 accumulated x 16" in done.out, done
-    assert run.read_checkpoint(folder)["global_step"] == 20
+    assert "processes 2 -> 1" in done.out and run.read_checkpoint(folder)["global_step"] == 20
+    assert (folder / "checkpoints" / "last.ckpt").is_file()  # and it is one file from now on
 
 
 LITTLE = [f"callback.{c}=0" for c in ("evaluate.num_samples", "likelihood.num_images", "vlb.num_images")]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from scripts import ROOT
-from test_reliability import SHORT, assert_equal, rows
+from scripts import ROOT, assert_equal
+from test_reliability import SHORT, rows
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -33,12 +33,30 @@ def replacing(path: Path | str, mode: str = "w", durable: bool = False, **option
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        put(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     if durable:
         sync(path.parent)
+
+
+def put(new: Path, path: Path) -> None:
+    """Gives a file or a folder the name `path`.
+
+    A file takes another's place at once. Where one of them is a folder, which no rename can do, the old one steps
+    aside as previous-<name>, until the new one is there: at every moment one of the two is whole and has a name.
+    """
+    if not new.is_dir() and not path.is_dir():
+        os.replace(new, path)
+        return
+    aside = path.with_name(f"previous-{path.name}")
+    if path.exists():
+        remove(aside)
+        os.replace(path, aside)
+    os.replace(new, path)
+    sync(path.parent)
+    remove(aside)
 
 
 def temporary_of(path: Path) -> Path:
@@ -57,22 +75,26 @@ def sync(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
+    """Removes a file or a folder, if it is there; nobody sees half of a folder under its name."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        doomed = path if TEMPORARY.fullmatch(path.name) else temporary_of(path)
+        if doomed != path:
+            remove(doomed)
+            os.replace(path, doomed)
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 
 
 def remove_stale(*folders: Path) -> list[Path]:
-    """Removes the temporary files that killed processes of this machine have left; returns them."""
+    """Removes the temporary files and folders that killed processes of this machine have left; returns them."""
     removed = []
     for folder in folders:
         for path in folder.glob(".*.tmp"):
             owner = TEMPORARY.fullmatch(path.name)
             if owner and owner["host"] == _host() and not alive(int(owner["pid"])):
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    remove(path)
                     removed.append(path)
     return removed
 

@@ -10,9 +10,14 @@ from omegaconf import OmegaConf
 def folder_of(path: Path | str) -> Path:
     """The run folder of a run folder or of a checkpoint inside one; for a lone checkpoint, the folder it is in."""
     path = Path(str(path))  # a folder called 1 is a number to Hydra
-    if path.is_dir():
+    if path.is_dir() and not is_checkpoint(path):
         return path
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is called one: a file, or a folder that several processes have written (`pieces`)."""
+    return path.is_file() or (path.is_dir() and path.suffix == ".ckpt" and not (path / "config.yaml").exists())
 
 
 def checkpoint_of(path: Path | str) -> Path:
@@ -20,12 +25,12 @@ def checkpoint_of(path: Path | str) -> Path:
     path = Path(str(path))
     if not path.exists():
         raise FileNotFoundError(f"There is nothing at {path}: give run=<a run folder or a .ckpt file>.")
-    if path.is_file():
+    if is_checkpoint(path):
         return path
     found = checkpoints(path)
     if not found:
         raise FileNotFoundError(f"The run folder {path} has no checkpoint in {path / 'checkpoints'}.")
-    whole = next((p for p in found if p.is_dir() or zipfile.is_zipfile(p)), found[0])
+    whole = next((p for p in found if zipfile.is_zipfile(p / "meta.pt" if p.is_dir() else p)), found[0])
     for checkpoint in found[: found.index(whole)]:
         print(f"{checkpoint} is only a part of a checkpoint, and is skipped.", file=sys.stderr)
     return whole
@@ -40,6 +45,6 @@ def checkpoints(folder: Path | str) -> list[Path]:
 def config_beside(path: Path | str) -> dict | None:
     """The config.yaml of the run that a folder or a checkpoint belongs to, as it was written; None without one."""
     path = Path(str(path))
-    alone = path.is_file() and path.parent.name != "checkpoints"  # then the folder may be anybody's
+    alone = is_checkpoint(path) and path.parent.name != "checkpoints"  # then the folder may be anybody's
     stored = folder_of(path) / "config.yaml"
     return OmegaConf.to_container(OmegaConf.load(stored)) if stored.exists() and not alone else None  # pyright: ignore

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from triptych import disk, posthoc, status
+from triptych import disk, pieces, posthoc, status
 from triptych.formulation import Formulation
 from triptych.layout import checkpoint_of, checkpoints, folder_of
 
@@ -40,6 +40,8 @@ def write_config(folder: Path, config: dict[str, Any], overrides: list[str]) -> 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """A checkpoint's content, tensors and plain values only; refuses a truncated file, and code (weights_only)."""
     path = checkpoint_of(path)
+    if path.is_dir():
+        return pieces.read(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -55,21 +57,21 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return checkpoint
 
 
-def newest(folder: Path | str) -> tuple[Path | None, dict[str, Any] | None]:
-    """The newest checkpoint of a run folder that can be read, and its content; (None, None) if there is none.
+def newest(folder: Path | str) -> tuple[Path | None, int | None]:
+    """The newest checkpoint of a run folder that can be read, and its step; (None, None) if there is none.
 
     One that cannot be read is named and skipped; if none can, that is refused, lest a run be begun anew by mistake.
     """
     refused = []
     for path in checkpoints(folder):
         try:
-            checkpoint = read_checkpoint(path)
+            step = (pieces.about(path)["checkpoint"] if path.is_dir() else read_checkpoint(path))["global_step"]
         except ValueError as error:
             refused.append(str(error))
             continue
         for sentence in refused:
             print(f"{sentence} It is skipped.", file=sys.stderr)
-        return path, checkpoint
+        return path, step
     if refused:
         raise ValueError(f"{refused[0]} No other can be read either: remove them to begin anew.")
     return None, None
@@ -79,6 +81,8 @@ def newest_step(folder: Path | str) -> int | None:
     """The optimizer step of the newest checkpoint, read without its tensors."""
     for path in checkpoints(folder):
         try:
+            if path.is_dir():
+                return pieces.about(path)["checkpoint"]["global_step"]
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
         except Exception:  # whatever is wrong with it, it is not the newest one that can be read
             continue

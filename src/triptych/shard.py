@@ -2,36 +2,99 @@
 
 A network is sharded block by block, so that only one block is whole at a time while it trains. To sample and to
 measure, every process gathers the whole network first (`gathered`): its forward passes then need no other process, and
-may differ in number. Checkpoints hold whole tensors, so that they load on any number of devices, and in run.load.
+may differ in number. A checkpoint is a folder into which each process writes its share (`pieces`), or one file of whole
+tensors; both load on any number of devices, and in run.load.
 """
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, OptimStateKeyType, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor, empty
+
+from triptych import pieces
 
 
 class Sharded(ModelParallelStrategy):
-    """Lightning's strategy with every device in one data-parallel group, and checkpoints in one file."""
+    """Lightning's strategy with every device in one data-parallel group, and checkpoints of our own.
+
+    Attributes:
+        in_pieces: each process writes its share of a checkpoint; else the first one writes all of it.
+    """
 
     def __init__(self) -> None:
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.in_pieces = True
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if not self.in_pieces:
+            return super().lightning_module_state_dict()
+        return get_model_state_dict(self._network)
 
-def check(trainer: Trainer, module: LightningModule, compiled: bool) -> None:
-    """Refuses, before any process is started, what cannot be sharded."""
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """By the numbers of the parameters, as one process has it."""
+        if not self.in_pieces:
+            return super().optimizer_state(optimizer)
+        state = get_optimizer_state_dict(self._network, getattr(optimizer, "_optimizer", optimizer))
+        return FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_ID, self._network)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        if self.in_pieces or self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(
+                checkpoint, self.broadcast(str(filepath)) if self.in_pieces else filepath
+            )
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if not path.is_dir():
+            return super().load_checkpoint(path, weights_only)
+        mesh = self.device_mesh["data_parallel"]
+        checkpoint = pieces.read(
+            path, lambda size, dtype: empty(size, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
+        )
+        self._network.load_state_dict(checkpoint["state_dict"])
+        for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            state = FullyShardedDataParallel.rekey_optim_state_dict(stored, OptimStateKeyType.PARAM_NAME, self._network)
+            set_optimizer_state_dict(self._network, optimizer, state, options=StateDictOptions())
+        return checkpoint
+
+    def teardown(self) -> None:
+        self.checkpoint_io.teardown()  # while the processes can still talk
+        super().teardown()
+
+    @property
+    def _network(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
+
+
+def check(trainer: Trainer, module: LightningModule, compiled: bool, in_pieces: bool | None = None) -> None:
+    """Refuses, before any process is started, what cannot be sharded. in_pieces: checkpoints, None for as fits."""
     if not isinstance(trainer.strategy, Sharded):
+        if in_pieces:
+            raise ValueError(
+                "callback.checkpoint.sharded=true is for trainer=fsdp, where each process has a share of the network: "
+                "leave it out."
+            )
         return
+    trainer.strategy.in_pieces = in_pieces is not False
     if trainer.world_size == 1:
         raise ValueError(
             "trainer=fsdp shares a network out over several devices, and there is one: set trainer.devices=2 or more, "
@@ -103,6 +166,13 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; of a sharded one on every process at the same time."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def for_checkpoint(tensor: Tensor, trainer: Trainer) -> Tensor:
+    """What a checkpoint is to hold: this process's share, if each writes its own; else all of it, in host memory.
+    Called on every process at the same time."""
+    in_pieces = getattr(getattr(trainer, "strategy", None), "in_pieces", False)
+    return tensor if in_pieces and isinstance(tensor, DTensor) else whole(tensor).cpu()
 
 
 def placed_like(tensor: Tensor, like: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Job:
             plugins=[(checkpoint or Checkpoint()).io(), *_environment()],
             default_root_dir=folder,
         )
-        shard.check(trainer, formulation, bool(config.compile))
+        shard.check(trainer, formulation, bool(config.compile), checkpoint.sharded if checkpoint else None)
         compilation.check(config.compile, config.trainer.precision, trainer.strategy.root_device)
         return cls(folder, dataset, formulation, callbacks, status, trainer, asked)
 
@@ -106,7 +106,7 @@ def train(config: DictConfig, asked: Asked) -> None:
                 run.refuse_used(folder)
         last, resumed = run.newest(folder) if config.resume else (None, None)
         if resumed is not None:
-            _refuse_finished(job, resumed["global_step"], config.resume == "auto")
+            _refuse_finished(job, resumed, config.resume == "auto")
         job.dataset.prepare_data()
 
     stored = run.read_config(folder) if (folder / "config.yaml").exists() else {}
@@ -118,8 +118,8 @@ def train(config: DictConfig, asked: Asked) -> None:
         disk.remove_stale(folder, folder / "checkpoints")
         run.write_config(folder, plain, list(HydraConfig.get().overrides.task))
         job.status.start(folder, job.trainer.max_steps)
-        print(f"{split}; in {where}" + (f", from step {resumed['global_step']}" if resumed else ""), flush=True)
-    loggers = _loggers(config, plain, folder, resumed["global_step"] if resumed else 0)
+        print(f"{split}; in {where}" + (f", from step {resumed}" if resumed is not None else ""), flush=True)
+    loggers = _loggers(config, plain, folder, resumed or 0)
     wandb = next((logger for logger in loggers if not isinstance(logger, tracking.MetricsCSV)), None)
     look = tracking.how_to_look(wandb, folder) if main else ""  # pyright: ignore[reportArgumentType]
     compilation.compiled(job.formulation.model, config.compile, job.trainer.strategy.root_device)
@@ -203,8 +203,7 @@ def _newest(job: Job) -> tuple[Path | None, int | None]:
     found: tuple[Path | None, int | None] = (None, None)
     if job.trainer.is_global_zero:
         with contextlib.suppress(ValueError):
-            path, saved = run.newest(job.folder)
-            found = (path, saved["global_step"]) if saved else found
+            found = run.newest(job.folder)
     return job.trainer.strategy.broadcast(found)
 
 
@@ -215,7 +214,8 @@ def _look_back(job: Job, where: str) -> None:
         saved = run.newest_step(job.folder)
         reason = f"The checkpoint of step {step} could not be written; the newest one is of step {saved}."
         job.status.end("failed", reason, FAILED)
-        print(f"\n{reason} To go on when there is room:  python train.py resume={where}", flush=True)
+        if job.trainer.is_global_zero:
+            print(f"\n{reason} To go on when there is room:  python train.py resume={where}", flush=True)
         raise SystemExit(FAILED)
     if stop is not None and stop.stopping:
         stop.asked.leave(SIGTERM)  # if it was another process that was asked

@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, beside training, often enough, and always before anything that may fail."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.tensor import DTensor
 
-from triptych import disk
+from triptych import disk, pieces
 from triptych.callback.clock import Agreement, Every, Steps
 from triptych.callback.guard import guard_of
 
@@ -28,6 +31,8 @@ class AtomicIO(TorchCheckpointIO):
 
     If `asynchronous`, the checkpoint is copied to host memory, which the next one reuses, and a thread writes it while
     training goes on. Never are two written at once. A disk that says no is said once, and keeps the old checkpoint.
+
+    A checkpoint with sharded tensors becomes a folder: it is given on every process, and each writes its share.
     """
 
     def __init__(self, asynchronous: bool = True) -> None:
@@ -37,18 +42,30 @@ class AtomicIO(TorchCheckpointIO):
         self.also: list[str] = []  # other names under which the next one is kept as well
         self._thread: threading.Thread | None = None
         self._buffers: dict[tuple[Any, ...], Tensor] = {}
+        self._stager = BlockingAsyncStager(cache_staged_state_dict=torch.cuda.is_available())
+        self._group: Any = None  # of all processes, for what they tell each other beside training
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         self.join()
         names, self.also = self.also, []
+        sharded, checkpoint = pieces.split(checkpoint)
+        if sharded and self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")
         if not self.asynchronous:
-            self._write(checkpoint, Path(path), names)
+            self._write(checkpoint, sharded, Path(path), names)
             return
-        copy = self._copied(checkpoint)
+        copy, share = self._copied(checkpoint), self._stager.stage(sharded)  # pyright: ignore[reportArgumentType]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self._thread = threading.Thread(target=self._write, args=(copy, Path(path), names), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(copy, share, Path(path), names), name="checkpoint")
         self._thread.start()
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        if Path(path).is_dir():
+            return pieces.read(Path(path))
+        return super().load_checkpoint(path, map_location, weights_only)
 
     def join(self) -> None:
         """Waits until the disk has everything."""
@@ -59,11 +76,14 @@ class AtomicIO(TorchCheckpointIO):
     def teardown(self) -> None:
         self.join()
 
-    def _write(self, checkpoint: dict[str, Any], path: Path, names: list[str]) -> None:
-        self.failed = True
-        with disk.forgiving(WHAT):
-            write(checkpoint, path)
-            for name in names:
+    def _write(self, checkpoint: dict[str, Any], share: dict[str, Any], path: Path, names: list[str]) -> None:
+        self.failed, first = True, rank_zero_only.rank == 0
+        with disk.forgiving(WHAT) if first else contextlib.suppress(OSError):
+            if share:
+                pieces.write(share, checkpoint, path, self._group)
+            else:
+                write(checkpoint, path)
+            for name in names if first else ():
                 keep(path, name)
             self.failed, self.written = False, checkpoint.get("global_step")
 
@@ -73,7 +93,7 @@ class AtomicIO(TorchCheckpointIO):
             return {name: self._copied(value, (*key, name)) for name, value in node.items()}
         if isinstance(node, (list, tuple)):
             return type(node)(self._copied(value, (*key, i)) for i, value in enumerate(node))
-        if not isinstance(node, Tensor) or isinstance(node, DTensor):  # a DTensor is its strategy's business
+        if not isinstance(node, Tensor):
             return node
         buffer = self._buffers.get(key)
         if buffer is None or buffer.shape != node.shape or buffer.dtype != node.dtype:
@@ -97,8 +117,7 @@ def keep(path: Path, name: str) -> None:
     temporary = disk.temporary_of(path.with_name(name))
     disk.remove(temporary)
     if path.is_dir():
-        shutil.copytree(path, temporary)
-        disk.remove(path.with_name(name))
+        shutil.copytree(path, temporary, copy_function=_linked)
     else:
         try:
             os.link(path, temporary)
@@ -106,9 +125,16 @@ def keep(path: Path, name: str) -> None:
             with disk.replacing(path.with_name(name), "wb", durable=True) as copy, path.open("rb") as file:
                 shutil.copyfileobj(file, copy)
             return
-    os.replace(temporary, path.with_name(name))
+    disk.put(temporary, path.with_name(name))
     disk.remove(temporary)  # which a rename onto the same file leaves
     disk.sync(path.parent)
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # no links there
+        shutil.copy2(source, target)
 
 
 class Checkpoint(Callback):
@@ -122,6 +148,8 @@ class Checkpoint(Callback):
             is in best.json.
         mode: "min" or "max": which value is best.
         asynchronous: write while training goes on.
+        sharded: of a network that is shared out over processes each writes its share, into a folder that all of them
+            see; false: it is gathered and written into one file; null: true for trainer=fsdp.
     """
 
     def __init__(
@@ -132,7 +160,10 @@ class Checkpoint(Callback):
         best: str | None = None,
         mode: str = "min",
         asynchronous: bool = True,
+        sharded: bool | None = None,
     ) -> None:
+        if sharded not in (True, False, None):
+            raise ValueError(f"callback.checkpoint.sharded must be true, false or null, got {sharded}.")
         if best is not None and best.startswith(("train/", "val/")):
             raise ValueError(f"callback.checkpoint.best={best}: a loss does not rank samples, name an evaluation's.")
         if mode not in ("min", "max"):
@@ -140,7 +171,7 @@ class Checkpoint(Callback):
         if every_minutes is not None and not (isinstance(every_minutes, (int, float)) and every_minutes > 0):
             raise ValueError(f"callback.checkpoint.every_minutes must be above 0, or null, got {every_minutes}.")
         self.every, self.milestones, self.every_minutes = Every(every_images), Every(milestone_images), every_minutes
-        self.best, self.mode, self.asynchronous = best, mode, asynchronous
+        self.best, self.mode, self.asynchronous, self.sharded = best, mode, asynchronous, sharded
         self.steps, self.agreement = Steps(), Agreement()
         self._seen: set[str] = set()  # names of metrics
         self._saved_at, self._saved_step = time.monotonic(), -1

@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from triptych.callback.clock import Steps, images_seen
-from triptych.shard import gathered, local, placed_like, whole
+from triptych.shard import for_checkpoint, gathered, local, placed_like
 
 
 class EMA(Callback):
@@ -106,8 +106,8 @@ class EMA(Callback):
         self._swap_out(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        raw = {name: whole(value) for name, value in (self._raw or {}).items()}
-        shadow = {name: whole(value).cpu() for name, value in self._shadow.items()}  # on every process
+        raw = {name: for_checkpoint(value, trainer) for name, value in (self._raw or {}).items()}
+        shadow = {name: for_checkpoint(value, trainer) for name, value in self._shadow.items()}
         if checkpoint["state_dict"]:  # of several processes that share a network, the first one's alone
             checkpoint["state_dict"].update(raw)  # saved in the middle of validation it still means the raw weights
         checkpoint["ema"] = {"shadow": shadow, "profile": self.profile, "images_seen": images_seen(trainer)}

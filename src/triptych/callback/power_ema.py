@@ -11,7 +11,7 @@ from torch import Tensor
 from triptych.callback.clock import Steps, images_seen
 from triptych.callback.ema import lerp, parameters
 from triptych.posthoc import FOLDER, Snapshot, decay, exponent
-from triptych.shard import local, placed_like, whole
+from triptych.shard import for_checkpoint, local, placed_like, whole
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -123,7 +123,8 @@ class PowerEMA(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         averages = {
-            str(length): {k: whole(v).cpu() for k, v in average.items()} for length, average in self._averages.items()
+            str(length): {k: for_checkpoint(v, trainer) for k, v in average.items()}
+            for length, average in self._averages.items()
         }
         checkpoint["power_ema"] = {"images_seen": images_seen(trainer), "at": self._at, "averages": averages}
 

@@ -238,7 +238,7 @@ class Dataset(LightningDataModule, ABC):
 
     def gone(self) -> Path | None:
         """A file or folder that was read and is there no more; what is open can still be read."""
-        maps = [Path(images.filename) for images, _ in self._arrays.values() if isinstance(images, np.memmap)]
+        maps = [Path(str(images.filename)) for images, _ in self._arrays.values() if isinstance(images, np.memmap)]
         return next((path for path in (*maps, *self._folders) if not path.exists()), None)
 
     def state_dict(self) -> dict[str, int]:
