@@ -215,6 +215,6 @@ def test_a_run_of_several_segments_is_brought_there_one_by_one(no_key):
     run = OfflineRun(no_key / "run" / "wandb" / "offline-run-2-abc")
     logger = tracking.Wandb(save_dir=no_key, experiment=run)
     (no_key / "run" / "wandb" / "offline-run-2-abc").mkdir(parents=True)
-    assert "`wandb sync " in tracking.how_to_look(logger, no_key / "run")
+    assert ":  wandb sync " in tracking.how_to_look(logger, no_key / "run")
     (no_key / "run" / "wandb" / "offline-run-1-abc").mkdir()
-    assert "run/wandb/offline-run-*; do wandb sync $run; done`" in tracking.how_to_look(logger, no_key / "run")
+    assert "run/wandb/offline-run-*; do wandb sync $run; done" in tracking.how_to_look(logger, no_key / "run")
