@@ -262,6 +262,20 @@ def test_a_run_without_a_checkpoint(script, saved, nowhere):
     assert not (nowhere / "samples").exists()
 
 
+def test_nothing_is_begun_anew_where_a_run_was_to_go_on(saved, nowhere):
+    folder = copy(saved, nowhere)
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    (folder / "metrics.csv").write_text("step,images_seen\n3,48\n")
+    refused(call("train.py", f"resume={folder}", cwd=nowhere), "no checkpoint to go on from", "resume=auto")
+    assert (folder / "metrics.csv").read_text().endswith("3,48\n")
+
+
+@pytest.mark.parametrize("content", [b"hello", b"PK\x03\x04"])
+def test_a_file_that_is_no_checkpoint(content, nowhere):
+    (nowhere / "a.ckpt").write_bytes(content)
+    refused(call("sample.py", "run=a.ckpt", "num_samples=1", cwd=nowhere), "not a checkpoint")
+
+
 @pytest.mark.parametrize("kept", [0, 100, 0.5, 0.99])
 def test_a_truncated_checkpoint(kept, saved, nowhere):
     folder = copy(saved, nowhere)

@@ -105,6 +105,12 @@ def train(config: DictConfig, asked: Asked) -> None:
             if not config.resume:
                 run.refuse_used(folder)
         last, resumed = run.newest(folder) if config.resume else (None, None)
+        if resumed is None and config.resume not in (None, "auto"):
+            where = os.path.relpath(folder)
+            raise ValueError(
+                f"The run folder {where} has no checkpoint to go on from. To begin anew in it:  "
+                f"python train.py resume=auto hydra.run.dir={where}"
+            )
         if resumed is not None:
             _refuse_finished(job, resumed, config.resume == "auto")
         job.dataset.prepare_data()
