@@ -1,5 +1,6 @@
 """Whole runs, with tiny networks, to which something happens: asked to stop anywhere, bad numbers, a full disk, ..."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,8 @@ from unittest import mock
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.trainer.connectors.accelerator_connector import _AcceleratorConnector
 from scripts import TINY, assert_equal, call
 
 from triptych import disk, run, status
@@ -36,6 +39,7 @@ SHORT = (
     "callback.likelihood.num_images=0",
     "callback.vlb.num_images=0",
 )
+LONG = ("trainer.max_steps=60", "trainer.val_check_interval=60", "callback.evaluate.every_images=null")
 TIMED = ("time", "train/images_per_second")
 
 
@@ -191,6 +195,68 @@ def test_bad_steps_that_come_again_stop_the_run_with_the_evidence(tmp_path):
     assert run.read_checkpoint(folder)["global_step"] == 12
 
 
+@contextlib.contextmanager
+def scaled(scale, growth_interval, found):
+    """Patches trainings to run under 16-mixed on the CPU, whose gradient scaler begins at a scale; `found` gets, for
+    each optimizer step, the scale it was made with, and whether it changed the weights."""
+
+    def precision(self):
+        return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", scale, growth_interval=growth_interval))
+
+    original = torch.amp.GradScaler.step
+
+    def step(self, optimizer, *arguments, **keywords):
+        before = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
+        now, out = self.get_scale(), original(self, optimizer, *arguments, **keywords)
+        after = [p for group in optimizer.param_groups for p in group["params"]]
+        found.append((now, any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))))
+        return out
+
+    with (
+        mock.patch.object(_AcceleratorConnector, "_check_and_init_precision", precision),
+        mock.patch.object(torch.amp.GradScaler, "step", step),
+    ):
+        yield
+
+
+def test_a_scaler_that_looks_for_its_scale_is_endured_and_goes_on_where_it_was(tmp_path):
+    """Its overflows change nothing, are no bad steps that lead back, and its state is the checkpoint's (T-D5)."""
+    whole, halves = [], []
+    with scaled(2.0**20, 3, whole):
+        done = train(tmp_path / "straight", "callback.guard.in_a_row=3")
+    assert done.code == 0 and "Going back" not in done.out, done.err
+    scales, moved = zip(*whole, strict=True)
+    skipped = [not m for m in moved]
+    assert len(whole) == 24 and all(skipped[:4]) and any(moved) and any(skipped[moved.index(True) :])
+    for k in range(23):  # halved where a step was skipped, doubled after three good ones in a row
+        grown = k >= 2 and all(moved[k - 2 : k + 1]) and scales[k - 2] == scales[k]
+        assert scales[k + 1] == scales[k] * (0.5 if skipped[k] else 2.0 if grown else 1.0), (k, whole)
+    written = rows(tmp_path / "straight")
+    assert written[-1]["train/skipped_steps"] == sum(skipped)
+    stop = moved.index(True) + 2  # where the growth tracker counts
+    with scaled(2.0**20, 3, halves):
+        assert train(tmp_path / "halves", f"trainer.max_steps={stop}", "callback.guard.in_a_row=3").code == 0
+    with scaled(2.0, 3, halves):  # the new process's own beginning
+        done = train(tmp_path / "halves", "resume=auto")
+    assert done.code == 0, done.err
+    assert halves == whole
+    a, b = (run.read_checkpoint(tmp_path / name) for name in ("straight", "halves"))
+    last = 0.5 if skipped[-1] else 2.0 if all(moved[-3:]) and scales[-3] == scales[-1] else 1.0
+    assert a["MixedPrecision"]["scale"] == scales[-1] * last
+    for key in ("state_dict", "ema", "optimizer_states", "lr_schedulers", "MixedPrecision"):
+        assert_equal(a[key], b[key], key)
+
+
+def test_a_scaler_that_finds_no_scale_does_not_hide_bad_numbers(tmp_path):
+    """It halves its scale at each of them, without end: 32 in a row are no search."""
+    found = []
+    with scaled(2.0**10, 1000, found), not_finite(set(range(5, 60))):
+        done = train(tmp_path / "run", *LONG)
+    assert done.code == 3 and done.out.count("not finite in 32 steps in a row, from step 5 on") == 2, done.out
+    assert found[4] == (2.0**10, True) and found[36] == (2.0**-21, False)
+    assert run.read_checkpoint(tmp_path / "run")["global_step"] == 4
+
+
 def test_a_full_disk_is_said_once_and_training_goes_on_with_the_checkpoint_it_has(tmp_path):
     folder, replacing = tmp_path / "run", disk.replacing
 
@@ -201,8 +267,6 @@ def test_a_full_disk_is_said_once_and_training_goes_on_with_the_checkpoint_it_ha
                 saves.append(path)
                 if 2 <= len(saves) <= 3:
                     raise OSError(28, "No space left on device")
-
-    import contextlib
 
     saves = []
     with mock.patch.object(disk, "replacing", contextlib.contextmanager(full)):
