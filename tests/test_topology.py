@@ -184,3 +184,27 @@ def test_two_nodes_by_torchrun_stopped_and_continued_are_two_processes_by_script
         assert_equal(a[key], b[key], key)
     steps = [[row["step"] for row in rows(Path(folder))] for folder in (one, two)]
     assert steps[0] == steps[1] == sorted(set(steps[0]))
+
+    # once more by script, with three bad steps on the second process alone: both go back, as if nothing had been
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('LOCAL_RANK') == '1':\n"
+        "    from test_reliability import not_finite\n"
+        "    not_finite({13, 14, 15}, only_once=True).__enter__()\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    three = tmp_path / "guarded"
+    done = subprocess.run(
+        [*script, "trainer.devices=2", "trainer.max_steps=24", f"hydra.run.dir={three}", "callback.guard.in_a_row=3"],
+        env={**environment, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("from step 13 on") == 1 and "Going back to the checkpoint of step 12" in done.stdout
+    assert sorted(p.name for p in (three / "guard").iterdir()) == [f"step=13-rank={rank}.json" for rank in range(2)]
+    c = run.read_checkpoint(three)
+    for key in ("state_dict", "ema", "optimizer_states", "lr_schedulers"):
+        assert_equal(b[key], c[key], key)
+    assert rows(three) == rows(two)
