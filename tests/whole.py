@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 
 from triptych import cli, tracking
 from triptych.callback import Checkpoint
+from triptych.callback.hooks import without_empty
 
 
 @contextlib.contextmanager
@@ -26,7 +27,7 @@ def job(folder, *overrides, before=(), after=()):
         callbacks = [instantiate(c) for c in config.callback.values() if c is not None]
         trainer = instantiate(
             config.trainer,
-            callbacks=[*before, *callbacks, *after],
+            callbacks=without_empty([*before, *callbacks, *after]),
             logger=False,
             plugins=[next(c for c in callbacks if isinstance(c, Checkpoint)).io()],
             default_root_dir=folder,

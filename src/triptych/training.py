@@ -23,6 +23,7 @@ from triptych import cli, compilation, disk, run, shard, status, tracking
 from triptych.callback import Checkpoint, Evaluate, Likelihood, Samples, Status, Stop
 from triptych.callback.clock import images_seen
 from triptych.callback.guard import NotFinite
+from triptych.callback.hooks import without_empty
 from triptych.dataset import per_device_batch_size
 from triptych.formulation import Formulation
 from triptych.noise import seed_of
@@ -67,7 +68,7 @@ class Job:
         status = Status()
         trainer = instantiate(
             config.trainer,
-            callbacks=[*callbacks, status],
+            callbacks=without_empty([*callbacks, status]),
             logger=False,
             plugins=[(checkpoint or Checkpoint()).io(), *_environment()],
             default_root_dir=folder,

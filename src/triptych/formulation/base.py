@@ -121,6 +121,13 @@ class Formulation(LightningModule, ABC):
 
     # What the formulations share.
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning notes here which hook is running, forty times a step; a module would look through all its parts."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """alpha(t), sigma(t) in x's dtype, shaped to broadcast against x."""
         alpha, sigma, _ = self.schedule.marginal(t)
@@ -180,13 +187,14 @@ class Formulation(LightningModule, ABC):
         fused = getattr(optimizer, "_step_supports_amp_scaling", False)
         if fused and isinstance(plugin, MixedPrecision) and plugin.scaler is not None:  # 16-mixed; bf16 is not scaled
             plugin.scaler.unscale_(optimizer)  # the optimizer's step then knows that it need not
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.gradient_norm = whole
         if gradient_clip_val and (gradient_clip_algorithm or "norm") == "norm":
-            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, norm)
+            torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+            torch.nn.utils.clip_grad_value_(trained, gradient_clip_val)
         if self.on_gradients is not None:
             self.on_gradients(optimizer, whole)
 
