@@ -64,6 +64,26 @@ def test_what_was_logged_there_never_shares_a_column_with_a_record(tmp_path):
     assert marks == {"A", "B"}
 
 
+def test_a_number_has_the_sampler_that_it_was_drawn_by():
+    """During training another one than at the end; of a metric with several numbers too."""
+    there = kept(0, "formulation=ddpm")
+    there.config["callback"]["evaluate"] |= {"num_samples": 1000, "fast_num_samples": 500}
+    row = {
+        "images_seen": 1280,
+        "fd_digits_500": 2.0,
+        "precision_recall/recall_1k": 0.4,
+        "val/eps_mse/log_snr_0_to_2": 0.3,
+    }
+    history = [*there.scan_history(), row]
+    there.scan_history = lambda: iter(history)
+    (run,) = remote.fetch("me/project", api=api(there))
+    fast = there.config["callback"]["evaluate"]["fast_sampler"]
+    name = fast["_target_"].rpartition(".")[2]
+    drawn = {"fd_digits_1k": "Ancestral", "precision_recall/recall_1k": "Ancestral", "fd_digits_500": name}
+    assert {r["metric"]: r["sampler"]["name"] for r in run.records} == drawn
+    assert next(r for r in run.records if r["metric"] == "fd_digits_500")["sampler"]["steps"] == fast["steps"]
+
+
 def test_a_run_that_logged_nothing_and_one_that_is_not_ours_are_shown():
     bare = kept(0, "formulation=ddpm", rows=0, config={"lr": 1}, metadata=None, state="killed")
     (run,) = remote.fetch("me/project", api=api(bare))

@@ -89,7 +89,21 @@ def test_seeds_that_differ_in_more_than_their_seed_are_warned_of(tmp_path):
     assert "different numbers of images" in row.cells[column(table, "DPMSolver 10")].warnings[0]
     assert any("versions of the code" in w for w in row.cells[column(table, "DPMSolver 20")].warnings)
     assert not row.cells[column(table, "DPMSolver 50")].warnings
-    assert "‡" in report.to_markdown(table, report.TEST)
+    written = report.to_markdown(table, report.TEST)
+    seen = "the seeds have seen different numbers of images: 6,400 to 99,999"
+    assert f"\n‡ {seen}: {row.label} (fd_digits_1k, DPMSolver 10); " in written
+    assert f"different versions of the code: {row.label} (fd_digits_1k, DPMSolver 20)." in written
+
+
+def test_a_warning_of_many_cells_names_a_few_of_them(tmp_path):
+    for seed in range(2):
+        synthetic.run(tmp_path / str(seed), ["formulation=edm"], seed=seed, pictures=False)
+    for steps in range(60, 66):
+        synthetic.write_record(tmp_path / "0", 0.2, sampler=synthetic.dpm_solver(steps), nfe=steps)
+    table = report.build(read(tmp_path))
+    (told,) = table.warnings
+    assert told.startswith(f"1 of 2 seeds measured: {table.groups[0].label} (fd_digits_1k, DPMSolver 60), ")
+    assert told.endswith("DPMSolver 63), and 2 more")
 
 
 def test_runs_that_crashed_or_were_never_measured_keep_their_row(tmp_path):

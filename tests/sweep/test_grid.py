@@ -86,6 +86,26 @@ def test_the_impossible_is_listed_first_a_failure_stops_nothing_and_what_is_fini
     assert attempts == {"0": "1", "1": "2"}
 
 
+@pytest.mark.parametrize(
+    ("trainer", "together", "given"),
+    [("auto", 8, {str(gpu) for gpu in range(8)}), ("ddp", 1, {"0,1,2,3,4,5,6,7"})],
+)
+def test_eight_gpus_are_for_eight_trials_at_once_or_for_one_after_another(
+    stand_in, tmp_path, monkeypatch, trainer, together, given
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mended").touch()
+    seeds = range(9 if together > 1 else 2)
+    done = stand_in(f"seed={','.join(map(str, seeds))}", f"trainer={trainer}")
+    assert done.code == 0 and f"{len(seeds)} trials to run, {together} at a time" in done.out, done
+    trials = seen(tmp_path / "sweep")
+    assert len(trials) == len(seeds) and {one["CUDA_VISIBLE_DEVICES"] for one in trials} == given
+    for one in trials:
+        at_once = [o for o in trials if o["started"] <= one["started"] < o["ended"]]
+        assert len({o["CUDA_VISIBLE_DEVICES"] for o in at_once}) == len(at_once) <= together
+
+
 def test_every_trial_has_gpus_of_its_own(stand_in, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     (tmp_path / "sweep").mkdir()
@@ -117,7 +137,7 @@ def test_bad_input_gets_a_sentence_and_leaves_nothing(stand_in, tmp_path, given,
 
 def ending(pool, trial):
     for _ in range(200):
-        if pool.ended():
+        if list(pool.ended()):
             return trial
         time.sleep(0.05)
     raise AssertionError("it did not end")
@@ -135,6 +155,20 @@ def test_how_a_process_ends_is_how_its_trial_stands(tmp_path, code, asked, state
         pool.stop(trial)
     assert ending(pool, trial).state == state and pool.free == ["7"]
     assert ("exit code 3" in trial.reason) == (state == FAILED)
+
+
+def test_a_trial_that_failed_says_why_in_its_own_words(tmp_path):
+    """Unless they are of an earlier attempt."""
+    said = json.dumps({"state": "failed", "reason": "The loss was not finite (see guard/)."})
+    trial = Trial("t", (), tmp_path / "t", result="train/loss 0.5")
+    for code, told in (
+        (f"open({str(trial.folder / 'status.json')!r}, 'w').write({said!r}); exit(3)", "The loss was not finite."),
+        ("exit(2)", "ended with exit code 2"),
+    ):
+        pool = Pool([sys.executable, "-c", code], 1, [])
+        pool.start(trial, [])
+        assert ending(pool, trial).told == told
+        os.utime(trial.folder / "status.json", (1e9, 1e9))
 
 
 def test_what_a_trial_leaves_behind_is_ended_too(tmp_path):

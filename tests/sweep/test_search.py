@@ -254,6 +254,7 @@ def test_a_study_of_something_else_is_refused(tmp_path):
         (["sweep=schedule_and_prediction", "formulation=ncsn"], ["formulation.prediction"]),
         (["storage=sqlite:////nowhere/at/all.db", "callback.evaluate.every_images=640"], ["storage", "sqlite"]),
         (["-m", "seed=0,1"], ["train.py -m"]),
+        (["trainer=gpu", "callback.evaluate.every_images=640"], ["cannot run here", "needs 1 GPUs"]),
     ],
 )
 def test_bad_input_gets_a_sentence(given, words, tmp_path):

@@ -54,7 +54,7 @@ def test_what_a_trial_needs(trainer, available, asked, expected):
     [
         ({"accelerator": "gpu", "devices": 16}, "needs 16 GPUs"),
         ({"accelerator": "gpu", "devices": [0, 3]}, "give a number"),
-        ({"accelerator": "auto", "devices": 1, "num_nodes": 2}, "submitit_slurm"),
+        ({"accelerator": "auto", "devices": 1, "num_nodes": 2}, "hydra/launcher=slurm"),
     ],
 )
 def test_what_a_machine_does_not_have_is_refused(trainer, words):

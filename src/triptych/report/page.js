@@ -317,7 +317,7 @@ const report = (() => {
     $("summary").textContent = data.summary;
     $("plots-help").textContent = `Plots follow the table's filter and order, at most ${MOST} rows. Click a name in a legend to hide it, twice to see it alone.`;
     $("legend").append(make("p", {}, "± is the standard deviation over training seeds. ", data.test),
-      ...(data.warned ? [make("p", {}, "‡: see the cell's title (hover): seeds that differ in more than their seed, or are missing.")] : []),
+      ...data.warnings.map(w => make("p", {}, `‡ ${w}.`)),
       ...data.marks.map(m => make("p", {}, m)));
     const constant = Object.entries(data.constant);
     $("constant-title").textContent = `${constant.length} settings that do not differ`;

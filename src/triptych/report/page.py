@@ -71,7 +71,7 @@ def data(table: Table, drawn: list[dict[str, Any]], title: str, out: Path, most_
         "empty": empty,
         "groups": groups,
         "singles": singles,
-        "warned": any(cell.warnings for row in table.groups for cell in row.cells.values()),
+        "warnings": table.warnings,
         "marks": sorted({f"{c.metric} [{c.mark}]: {c.difference}" for c in table.columns if c.mark}),
         "constant": table.constant,
         "protocols": table.protocols,

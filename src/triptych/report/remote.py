@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from triptych.report.figures import BIN, plain
+from triptych.record import short_count
+from triptych.report.figures import plain
 from triptych.report.pictures import largest
 from triptych.report.protocol import direction
 from triptych.report.runs import Run, add_scalars
@@ -86,23 +87,31 @@ def _records(run: Run) -> Iterable[dict[str, Any]]:
     """The last value of every metric of samples or likelihood, under a protocol that no folder's record has."""
     callbacks = run.config.get("callback")
     evaluate = callbacks.get("evaluate") if isinstance(callbacks, dict) else None
-    sampler = evaluate.get("sampler") if isinstance(evaluate, dict) else None
-    described = None
-    if isinstance(sampler, dict):
-        name = str(sampler.get("_target_", "")).rpartition(".")[2]
-        described = {"name": name} | {k: v for k, v in sampler.items() if k != "_target_"}
     for metric, points in run.scalars.items():
-        if "/" not in metric and direction(metric) and not BIN.fullmatch(metric):
+        if not metric.startswith(("train/", "val/")) and direction(metric):
             of_samples = not metric.startswith(("bits_per_dim", "vlb"))
             seen, _, value = points[-1]
             yield {
                 "metric": metric,
                 "value": value,
                 "values": [value],
-                "sampler": described if of_samples else None,
+                "sampler": _drawn_by(evaluate, metric) if of_samples else None,
                 "images_seen": int(seen),
                 "protocol": UNTOLD,
             }
+
+
+def _drawn_by(evaluate: Any, metric: str) -> dict[str, Any] | None:
+    """The sampler of a logged number, as a record describes it: at the end another one than during training."""
+    if not isinstance(evaluate, dict):
+        return None
+    few, all_of_them = (evaluate.get(name) for name in ("fast_num_samples", "num_samples"))
+    fast = few and few != all_of_them and metric.endswith(f"_{short_count(few)}")
+    sampler = evaluate.get("fast_sampler" if fast else "sampler")
+    if not isinstance(sampler, dict):
+        return None
+    name = str(sampler.get("_target_", "")).rpartition(".")[2]
+    return {"name": name} | {k: v for k, v in sampler.items() if k != "_target_"}
 
 
 def log(experiment: Any, table: Table, figures: list[dict[str, Any]]) -> None:

@@ -29,6 +29,7 @@ from triptych.report.significance import LEVEL, Sample, compare, deviation
 
 OWN = "own sampler"
 BEST, NEAR, UNTESTED = "★", "≈", "?"
+SHOWN = 4  # cells that a warning names
 FAMILY = ("formulation", "schedule", "model", "dataset")  # what a row is called after, if it differs
 
 
@@ -123,6 +124,17 @@ class Table:
             mark = f" [{column.mark}]" if column.mark else ""
             told.setdefault(f"{column.metric}{mark}", describe(column.protocol))
         return told
+
+    @property
+    def warnings(self) -> list[str]:
+        """What ‡ stands for in the table of groups: each warning once, with the cells that have it."""
+        places: dict[str, list[str]] = defaultdict(list)
+        for row in self.groups:
+            for number, cell in sorted(row.cells.items()):
+                for warning in cell.warnings:
+                    places[warning].append(f"{row.label} ({self.columns[number].title})")
+        cut = {w: f", and {len(at) - SHOWN} more" if len(at) > SHOWN else "" for w, at in places.items()}
+        return [f"{warning}: {', '.join(at[:SHOWN])}{cut[warning]}" for warning, at in places.items()]
 
 
 def build(runs: Sequence[Run]) -> Table:
@@ -361,6 +373,8 @@ def to_markdown(table: Table, test: str) -> str:
         cells += [_in_words(row.cells.get(n), column) for n, column in enumerate(table.columns)]
         lines.append("| " + " | ".join(map(_escape, cells)) + " |")
     lines += ["", "± is the standard deviation over seeds. " + test, ""]
+    if table.warnings:
+        lines += [f"‡ {_escape('; '.join(table.warnings))}.", ""]
     lines += [f"- {_escape(name)}: {_escape(told)}" for name, told in table.protocols.items()]
     return "\n".join(lines) + "\n"
 

@@ -18,7 +18,7 @@ from triptych.cli import quoted, refuse
 from triptych.signals import AGAIN, EXIT_CODES
 from triptych.sweep import estimate as estimates
 from triptych.sweep import ledger, machine
-from triptych.sweep.plan import Compose, plan
+from triptych.sweep.plan import IRRELEVANT, Compose, plan
 from triptych.sweep.pool import Pool, last_lines
 from triptych.sweep.screen import Screen, clock
 from triptych.sweep.trial import FAILED, FINISHED, IMPOSSIBLE, STOPPED, WAITING, Trial, plural
@@ -216,7 +216,7 @@ def _list_impossible(trials: list[Trial]) -> None:
         print(f"{len(impossible)} of {len(trials)} combinations are impossible, and skipped:")
     alike: dict[tuple[str, str], int] = {}
     for trial in impossible:
-        what = " ".join(o for o in trial.differs if not o.startswith("seed=")) or trial.name
+        what = " ".join(o for o in trial.differs if not o.startswith(IRRELEVANT)) or trial.name
         alike[what, trial.reason] = alike.get((what, trial.reason), 0) + 1
     for (what, reason), count in alike.items():
         print(f"  {what}{f' ({count} trials)' if count > 1 else ''}: {reason}")
@@ -235,7 +235,7 @@ def _report(sweep: Path, trials: list[Trial], stopped_by: signal.Signals | None)
     print(", ".join(f"{len(found)} {state}" for state, found in names.items() if found) + ".")
     for trial in trials:
         took = clock(trial.seconds) if trial.seconds else ""
-        print(f"  {trial.state:<10} {trial.name}  {trial.result or trial.reason}  {took}".rstrip())
+        print(f"  {trial.state:<10} {trial.name}  {trial.told}  {took}".rstrip())
     print(f"  ledger     {_short(sweep / 'ledger.csv')}")
     unfinished = [t for t in trials if t.state in (FAILED, STOPPED, WAITING)]
     if unfinished:

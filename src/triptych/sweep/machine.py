@@ -34,7 +34,7 @@ def needs(trainer: Any, available: int, gpus_per_trial: int | None) -> tuple[int
     """
     accelerator, devices = str(trainer.get("accelerator", "auto")), trainer.get("devices", 1)
     if (trainer.get("num_nodes") or 1) > 1:
-        raise ValueError("several nodes: use hydra/launcher=submitit_slurm")
+        raise ValueError("several nodes: use train.py -m with hydra/launcher=slurm")
     on_gpus = accelerator not in ("cpu", "mps", "tpu") and (available > 0 or accelerator in ("gpu", "cuda"))
     if isinstance(devices, str) and devices.lstrip("-").isdigit():
         devices = int(devices)

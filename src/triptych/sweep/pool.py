@@ -3,13 +3,15 @@
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from triptych import status
 from triptych.signals import EXIT_CODES
 from triptych.sweep import machine
 from triptych.sweep.trial import FAILED, FINISHED, RUNNING, STOPPED, Trial
@@ -65,19 +67,22 @@ class Pool:
         self._gpus[trial], self._began[trial] = names, time.monotonic()
         trial.state, trial.attempts = RUNNING, trial.attempts + 1
 
-    def ended(self) -> list[Trial]:
-        """Trials that are no longer running, with their new state; whatever they left behind is ended too."""
+    def ended(self) -> Iterator[Trial]:
+        """Trials that are no longer running, each with its new state; whatever they left behind is ended too."""
         ended = [trial for trial, child in self._children.items() if child.poll() is not None]
         for trial in ended:
             child = self._children.pop(trial)
             _signal_group(child.pid, signal.SIGKILL)
             self.free = sorted([*self.free, *self._gpus.pop(trial)])
-            trial.seconds += self.seconds(trial)
+            took = self.seconds(trial)
+            trial.seconds += took
             del self._began[trial]
             trial.code = child.returncode
             trial.state, trial.reason = _judge(child.returncode, trial in self._asked_to_stop)
+            if trial.state == FAILED:
+                trial.reason = _own_words(trial, took) or trial.reason
             self._asked_to_stop.discard(trial)
-        return ended
+            yield trial
 
     def stop(self, trial: Trial) -> None:
         """Asks a trial to save and end; its first rank tells the others."""
@@ -101,6 +106,15 @@ def _judge(code: int, asked: bool) -> tuple[str, str]:
         return STOPPED, ""
     died = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     return FAILED, f"ended {died}"
+
+
+def _own_words(trial: Trial, seconds: float) -> str:
+    """Why a run says that it failed; empty if it has said nothing in these last seconds."""
+    said = status.read(trial.folder)
+    if said is None or said.state != "failed":
+        return ""
+    reason = re.sub(r" \([^()]*\)", "", said.reason)  # details are in the log
+    return reason if time.time() - (trial.folder / status.NAME).stat().st_mtime < seconds + 1 else ""
 
 
 def _signal_group(leader: int, number: signal.Signals) -> None:

@@ -58,7 +58,7 @@ class Screen:
     def event(self, trial: Trial) -> None:
         """One line about a trial that has just started or ended."""
         done = sum(t.over for t in self.trials)
-        about = f"  {trial.result}" if trial.result else f"  {trial.reason}" if trial.reason else ""
+        about = f"  {trial.told}" if trial.told else ""
         took = f" after {clock(trial.seconds)}" if trial.over else ""
         count = self.total or len(self.trials)
         if trial.over or not self.console.is_terminal:
@@ -110,7 +110,7 @@ class Screen:
         rate = f"{p.rate:.0f}/s" if p.rate else ""
         metric = f"{p.metric[0]} {p.metric[1]:.4g}" if p.metric else ""
         if trial.state != RUNNING:
-            return ["", "", trial.result or trial.reason, clock(trial.seconds) if trial.seconds else ""]
+            return ["", "", trial.told, clock(trial.seconds) if trial.seconds else ""]
         left = self._left(trial)
         return [step if p.step else "starting", rate, metric, f"{clock(left)} left" if left is not None else ""]
 

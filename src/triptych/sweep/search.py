@@ -48,8 +48,13 @@ def search(config: DictConfig) -> None:
         if config.wandb:
             print(wandb_sweep.write(plan))
             return
+        gpus = machine.gpus()
+        try:
+            needs = machine.needs(plan.composed.trainer, len(gpus), config.gpus_per_trial)
+        except ValueError as error:
+            raise ValueError(f"A trial cannot run here: {error}.") from error
         study = plan.open()
-    Search(plan, study).run()
+    Search(plan, study, gpus, needs).run()
 
 
 class Plan:
@@ -158,16 +163,14 @@ def _instantiate(name: str, node: Any) -> Any:
 
 
 class Search:
-    """One process's share of a study: `workers` trials at a time, each a process group of its own."""
+    """One process's share of a study: `workers` trials at a time, each a process group of its own.
 
-    def __init__(self, plan: Plan, study: Study) -> None:
-        self.plan, self.study = plan, study
-        gpus = machine.gpus()
-        asked = plan.config.gpus_per_trial
-        try:
-            self.needs = machine.needs(plan.composed.trainer, len(gpus), asked)
-        except ValueError as error:
-            refuse(f"A trial cannot run here: {error}.")
+    Args:
+        gpus: that may be handed out. needs: (GPUs, processes) of a trial.
+    """
+
+    def __init__(self, plan: Plan, study: Study, gpus: list[str], needs: tuple[int, int]) -> None:
+        self.plan, self.study, self.needs = plan, study, needs
         workers = plan.config.workers or (max(1, len(gpus) // self.needs[0]) if self.needs[0] else 1)
         script = Path(sys.argv[0]).resolve().with_name("train.py")
         self.pool = Pool([sys.executable, str(script), *self._config_dirs()], workers, gpus)

@@ -45,6 +45,11 @@ class Trial:
         return self.folder / "log.txt"
 
     @property
+    def told(self) -> str:
+        """What there is to say of it: why it failed, or what it measured."""
+        return self.reason or self.result if self.state == FAILED else self.result or self.reason
+
+    @property
     def over(self) -> bool:
         return self.state not in (WAITING, RUNNING)
 
