@@ -42,7 +42,7 @@ def evaluate_run(config: DictConfig) -> None:
     """Samples a checkpoint with one sampler or many, measures, writes a record for each number, and logs it."""
     from triptych import compilation, cost, run, tradeoff
     from triptych.evaluation import Evaluator
-    from triptych.generate import devices
+    from triptych.generate import computing, devices
 
     with cli.refusals():
         cli.need(config, "run")
@@ -63,12 +63,16 @@ def evaluate_run(config: DictConfig) -> None:
         evaluator.check(config.num_samples)
         if config.grid and not evaluator.of_samples:
             raise ValueError(f"metric={evaluator.name} reads no samples, so no sampler shapes it: leave -m out.")
+        if config.repeats > 1 and not evaluator.of_samples:
+            raise ValueError(
+                f"metric={evaluator.name} draws no samples, so there are no seed blocks: leave repeats out."
+            )
         dataset.prepare_data()
         grid, refused = _cells(config, formulation, dataset, lambda w: run.weights_profile(checkpoint, w, config.run))
         fabric = devices(config.trainer)
         compilation.check(config.compile, config.trainer.precision, fabric.device)
         if config.save_samples:
-            run.new_folder(config.save_samples, "samples") if fabric.local_rank == 0 else None
+            run.new_folder(config.save_samples, "samples", "save_samples") if fabric.local_rank == 0 else None
 
     fabric.launch()
     formulation.to(fabric.device)
@@ -77,14 +81,22 @@ def evaluate_run(config: DictConfig) -> None:
     common = {
         "images_seen": (checkpoint.get("ema") or {}).get("images_seen"),
         "world_size": world,
+        "computing": computing(
+            fabric.strategy.precision.precision,
+            formulation.model,
+            fabric.device,
+            config.batch_size if evaluator.of_samples else None,
+        ),
         "run": str(config.run),
     }
     folder = run.folder_of(config.run)
-    evaluator.prepare(fabric.device, shown=rank == 0)
+    with cli.refusals():
+        evaluator.prepare(fabric.device, shown=rank == 0)
     _save_reference(config, evaluator, rank)
     if not evaluator.of_samples:
         common["weights"] = run.weights_profile(checkpoint, weights, config.run)
-        values = evaluator.measure_denoiser(formulation, fabric.device, config.num_samples, rank, world, rank == 0)
+        with cli.refusals():
+            values = evaluator.measure_denoiser(formulation, fabric.device, config.num_samples, rank, world, rank == 0)
         if rank == 0:
             records = [
                 evaluator.record(name, [value], None, evaluator.metric.count, guidance=None, **common)  # pyright: ignore
@@ -327,7 +339,7 @@ def _say_cost(config: DictConfig, cost_of: Any, samplers: int) -> None:
     seeds = f"{config.repeats} x " if config.repeats > 1 else ""
     fewest, most = min(cost_of.calls), max(cost_of.calls)
     calls = f"{most} network calls" if fewest == most else f"{fewest} to {most} network calls"
-    print(f"{many}{seeds}{config.num_samples:,} samples of {calls}, {each}: about {spoken(cost_of.seconds)}.")
+    print(f"{many}{seeds}{config.num_samples:,} samples of {calls}, {each}: {spoken(cost_of.seconds)}.")
 
 
 def _tell(records: list["Record"], folder: "Path", notes: list[str]) -> None:

@@ -16,7 +16,7 @@ def sample(config: DictConfig) -> None:
 
     from triptych import compilation, run
     from triptych.dataset.given import given
-    from triptych.generate import Job, Progress, devices, storable
+    from triptych.generate import Job, Progress, computing, devices, storable
     from triptych.image import enlarge, filmstrip, from_uint8, grid, picture, save, save_animation
     from triptych.record import code_version, describe_sampler, write_json
 
@@ -90,6 +90,7 @@ def sample(config: DictConfig) -> None:
         "quantisation": "uint8, floor(127.5 x + 128)" if samples.ndim == 4 else "none",
         "world_size": world,
         "device": str(job.device),
+        "computing": computing(fabric.strategy.precision.precision, formulation, job.device, job.block),
         "code": code_version(),
     }
     write_json(out / "record.json", record)

@@ -97,6 +97,7 @@ def write_record(folder, value, *, metric="fd_digits_1k", sampler=None, nfe=None
         "labels": None,
         "images_seen": images_seen,
         "world_size": 1,
+        "computing": None,
         "run": str(folder),
         "code": CODE,
     }

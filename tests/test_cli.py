@@ -212,6 +212,9 @@ EVALUATED = {
     "dataset=toy": ["samples of 1 x 8 x 8", "dataset=toy holds 2 coordinates"],
     "guidance=classifier_free": ["guides towards a label", "trained without"],
     "metric=fdd": ["no metric=fdd", "fd_digits"],
+    "metric=sliced_wasserstein": ["measures points", "digits holds images"],
+    "metric=vlb repeats=3": ["draws no samples", "leave repeats out"],
+    "metric=bits_per_dim metric.divergence=most": ["hutchinson, exact", "'most'"],
 }
 
 

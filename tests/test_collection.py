@@ -115,11 +115,19 @@ def test_images_must_be_like_the_data_set(tmp_path):
 
 
 def test_the_protocol_comes_from_the_record_beside(tmp_path):
-    path = npz(tmp_path, arr_0=COLOUR)
+    path = npz(tmp_path, arr_0=COLOUR).rename(tmp_path / "samples.npz")
     assert collection.protocol(path)["weights"] == "not known"
     told = {"seed": 3, "first": 10, "num_samples": 5, "run": "runs/a", "sampler": {"name": "DDIM"}}
     told |= dict.fromkeys(("guidance", "labels", "images_seen", "images_per_second"))
     told |= {"nfe": 7, "weights": "raw", "quantisation": "uint8"}
     (tmp_path / "record.json").write_text(json.dumps(told))
+    assert collection.protocol(npz(tmp_path, arr_0=COLOUR))["weights"] == "not known"  # another file beside it
     known = collection.protocol(path)
     assert known["nfe"] == 7 and known["seeds"] == {"seed": 3, "first": 10, "last": 14, "blocks": 1}
+
+
+def test_the_folder_that_sample_py_writes_is_not_read_as_pictures(tmp_path):
+    folder(tmp_path, COLOUR[:2])
+    np.savez(tmp_path / "samples.npz", arr_0=COLOUR)
+    with pytest.raises(ValueError, match="give samples=.*samples.npz"):
+        collection.read(tmp_path)

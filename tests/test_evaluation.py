@@ -6,12 +6,13 @@ import warnings
 import pytest
 import torch
 from oracles import Mixture
+from PIL import Image
 from torch import nn
 
 from triptych import cost, tradeoff
 from triptych.evaluation import Evaluator
 from triptych.generate import Job
-from triptych.metric import FrechetDistance
+from triptych.metric import MMD, BitsPerDim, FrechetDistance
 from triptych.record import Record
 from triptych.sampler import DDIM, Ancestral, DPMSolver, Heun, PredictorCorrector
 from triptych.schedule import VP
@@ -84,7 +85,7 @@ def test_an_estimate_adds_up_jobs_and_shares_them_out():
     assert one.calls == [2, 4] and one.work == [40, 80] and one.seconds > 0
     assert one.seconds == pytest.approx(12 * one.seconds_a_call)  # 2 blocks of 2 calls, 2 of 4
     assert [cost.spoken(s) for s in (0.2, 5, 200, 1234, 7800)] == [
-        *("less than a second", "5 s", "3 min 20 s", "21 min", "2 h 10 min"),
+        *("less than a second", "about 5 s", "about 3 min 20 s", "about 21 min", "about 2 h 10 min"),
     ]
 
 
@@ -95,6 +96,38 @@ def test_balanced_labels_are_as_many_of_each():
     assert labels.bincount().tolist() == [3] * 10
     with pytest.raises(ValueError, match="balanced or random"):
         Job(oracle(), DDIM(steps=1), (1, 2, 2), 30, labels="even", num_classes=10)
+
+
+def test_a_reference_of_jpegs_is_noted_with_every_value(tmp_path):
+    """T-F7"""
+    for k, image in enumerate(Data().images("train")):
+        Image.fromarray(image[0]).save(tmp_path / f"{k}.jpg")
+    evaluator = Evaluator(FrechetDistance(Pixels()), "fd", Data(), str(tmp_path))
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            evaluator.measure(Job(oracle(), DDIM(steps=1), (1, 2, 2), 12))
+        assert ["JPEG" in note for note in evaluator.notes] == [True]
+
+
+def test_a_single_image_has_no_standard_error():
+    evaluator = Evaluator(BitsPerDim(steps=1), "bits_per_dim", Data())
+    values = evaluator.measure_denoiser(oracle(), "cpu", count=1)
+    said = {"weights": "raw", "guidance": None, "images_seen": 0, "world_size": 1, "computing": None, "run": "a"}
+    assert evaluator.record("bits_per_dim", list(values.values()), None, 1, **said).standard_error is None
+    evaluator.measure_denoiser(oracle(), "cpu", count=2)
+    assert evaluator.record("bits_per_dim", list(values.values()), None, 2, **said).standard_error > 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "shape", "said"),
+    [(MMD(), (1, 2, 2), "measures points, but some holds images"), (FrechetDistance(Pixels()), (2,), "holds points")],
+)
+def test_points_and_images_are_not_mistaken_for_each_other(metric, shape, said):
+    data = Data()
+    data.shape = shape
+    with pytest.raises(ValueError, match=said):
+        Evaluator(metric, "x", data)
 
 
 def record(steps, nfe, values):
@@ -115,6 +148,7 @@ def record(steps, nfe, values):
         labels=None,
         images_seen=1,
         world_size=1,
+        computing=None,
         run="a",
     )
 

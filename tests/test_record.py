@@ -26,6 +26,7 @@ PROTOCOL = {
     "labels": None,
     "images_seen": 100,
     "world_size": 1,
+    "computing": {"precision": "32-true", "compile": False, "device": "cpu", "batch_size": 250},
     "run": "runs/a",
 }
 
@@ -37,7 +38,9 @@ def test_value_spread_and_minimum_are_those_of_the_seed_blocks():
     assert Record(**PROTOCOL | {"values": [3.0]}).spread is None
 
 
-@pytest.mark.parametrize("missing", ["reference", "sampler", "nfe", "seeds", "images_seen", "world_size", "extractor"])
+@pytest.mark.parametrize(
+    "missing", ["reference", "sampler", "nfe", "seeds", "images_seen", "world_size", "extractor", "computing"]
+)
 def test_no_part_of_the_protocol_can_be_forgotten(missing):
     with pytest.raises(TypeError, match=missing):
         Record(**{k: v for k, v in PROTOCOL.items() if k != missing})
@@ -64,6 +67,7 @@ def test_the_key_tells_protocols_apart_and_nothing_else():
         "extractor": {"name": "digits", "sha256": "ac"},
         "labels": "random",
         "nfe": 51,
+        "computing": {**PROTOCOL["computing"], "precision": "bf16-mixed"},
     }
     keys = {Record(**PROTOCOL | {name: value}).key for name, value in changes.items()}
     assert len(keys) == len(changes) and key not in keys

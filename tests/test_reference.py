@@ -14,7 +14,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (60, 1, 3, 3), dtype=np.uint8
 
 
 class Pixels(nn.Module):
-    num_features, name, sha256 = 9, "pixels", "ab" * 32
+    num_features, name, sha256, resize = 9, "pixels", "ab" * 32, None
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class Pixels(nn.Module):
 class Raw:
     """A data set whose loader must not be touched."""
 
-    name, transform_hash = "raw", "12"
+    name, transform_hash, shape = "raw", "12", (1, 3, 3)
 
     def __init__(self, cache, images=IMAGES):
         self.cache, self._images = cache, images
@@ -119,6 +119,35 @@ def test_images_of_a_file_and_statistics_of_another_width(tmp_path):
     np.savez(tmp_path / "wide.npz", mu=np.zeros(4), sigma=np.eye(4))
     with pytest.raises(ValueError, match="statistics of 4 features, but FrechetDistance reads 9"):
         reference.use([FrechetDistance(Pixels())], None, str(tmp_path / "wide.npz"))
+
+
+def test_what_is_known_of_other_features_is_not_used(tmp_path):
+    """T-F1, T-F8: the same weights at another size are another extractor, as are other weights of the same name."""
+    wide, other = Pixels(), Pixels()
+    wide.resize, other.sha256 = "to 5x5", "cd" * 32
+    first = FrechetDistance(Pixels())
+    reference.use([first], Raw(tmp_path), "train")
+    first.reference.save(tmp_path / "ours.npz")
+    for network in (wide, other):
+        metric = FrechetDistance(network)
+        with pytest.raises(ValueError, match="built with pixels-abababab, but this metric reads pixels-"):
+            reference.use([metric], None, str(tmp_path / "ours.npz"))
+        reference.use([metric], Raw(tmp_path), "train")
+        assert network.seen == 60
+
+
+def test_images_of_a_file_must_be_like_the_data_set(tmp_path):
+    """Said before any sampling."""
+    np.savez(tmp_path / "large.npz", arr_0=np.zeros((5, 4, 4, 1), dtype=np.uint8))
+    with pytest.raises(ValueError, match="large.npz are 4x4, but raw is 3x3"):
+        reference.use([FrechetDistance(Pixels())], Raw(tmp_path), str(tmp_path / "large.npz"))
+    np.savez(tmp_path / "colour.npz", arr_0=np.repeat(IMAGES.transpose(0, 2, 3, 1), 3, 3))  # grey all the same
+    metric = FrechetDistance(Pixels())
+    reference.use([metric], Raw(tmp_path), str(tmp_path / "colour.npz"))
+    torch.testing.assert_close(metric.reference.cov, truth().cov)
+    np.savez(tmp_path / "nan.npz", mu=np.full(9, np.nan), sigma=np.eye(9))
+    with pytest.raises(ValueError, match="nan.npz holds NaN or Inf in mu or sigma"):
+        reference.use([FrechetDistance(Pixels())], Raw(tmp_path), str(tmp_path / "nan.npz"))
 
 
 def test_what_we_write_the_others_read(tmp_path):

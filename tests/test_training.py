@@ -61,6 +61,7 @@ def test_the_record_is_complete(folder):
     (path,) = (folder / "evaluations").glob("fd_digits_32-*.json")
     record = json.loads(path.read_text())
     assert record["nfe"] == 5 and record["num_samples"] == 32 and record["images_seen"] == 480
+    assert record["computing"] == {"precision": "32-true", "compile": False, "device": "cpu", "batch_size": 16}
     assert len(record["extractor"]["sha256"]) == 64
     assert record["reference"]["dataset"] == "digits" and record["sampler"]["name"] == "Ancestral"
 
@@ -139,6 +140,16 @@ def test_evaluate_measures_as_training_did(folder):
     assert done.code == 0, done.err
     values = [json.loads(p.read_text())["value"] for p in (folder / "evaluations").glob("fd_digits_32-*.json")]
     assert max(values) - min(values) <= 1e-6 * max(values)
+
+
+def test_half_precision_is_another_protocol(folder, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(folder, mine)
+    before = set((mine / "evaluations").iterdir())
+    arguments = ("num_samples=32", "batch_size=16", "trainer=cpu", "log=false", "trainer.precision=bf16-mixed")
+    assert call("evaluate.py", f"run={mine}", *arguments).code == 0
+    (path,) = set((mine / "evaluations").iterdir()) - before
+    assert json.loads(path.read_text())["computing"]["precision"] == "bf16-mixed"
 
 
 def test_another_block_size_is_the_same_distance(folder, tmp_path):

@@ -69,15 +69,17 @@ def like(collection: Collection, shape: tuple[int, ...], name: str) -> Collectio
 
 def protocol(path: Path) -> dict[str, Any]:
     """What is known of how the images were made: from the record.json that sample.py puts beside them, or nothing."""
-    beside = (path if path.is_dir() else path.parent) / "record.json"
     try:
-        told = json.loads(beside.read_text())
+        if path.is_file() and path.name != "samples.npz":
+            raise ValueError("Not the file that the record beside it tells of.")
+        told = json.loads(((path if path.is_dir() else path.parent) / "record.json").read_text())
         seeds = {"seed": told["seed"], "first": told["first"], "last": told["first"] + told["num_samples"] - 1}
         known = ("sampler", "guidance", "nfe", "labels", "images_seen", "weights", "quantisation", "images_per_second")
-        return {key: told[key] for key in known} | {"seeds": seeds | {"blocks": 1}, "run": str(told["run"])}
+        said = {key: told[key] for key in known} | {"computing": told.get("computing"), "run": str(told["run"])}
+        return said | {"seeds": seeds | {"blocks": 1}}
     except (OSError, ValueError, KeyError, TypeError):
-        unknown = dict.fromkeys(("sampler", "guidance", "nfe", "labels", "images_seen", "images_per_second", "seeds"))
-        return unknown | {"weights": "not known", "quantisation": "as stored", "run": str(path)}
+        unknown = ("sampler", "guidance", "nfe", "labels", "images_seen", "images_per_second", "seeds", "computing")
+        return dict.fromkeys(unknown) | {"weights": "not known", "quantisation": "as stored", "run": str(path)}
 
 
 def names(path: Path) -> list[str]:
@@ -156,6 +158,8 @@ def _pictures(folder: Path, shown: bool) -> tuple[np.ndarray, str, list[str]]:
     from PIL import Image
 
     files = _listed(folder)
+    if (folder / "samples.npz").exists():  # beside sample.py's pictures of them
+        raise ValueError(f"{folder} holds the samples as an array: give samples={folder / 'samples.npz'}.")
     if not files:
         inside = next((p for p in sorted(folder.iterdir()) if p.suffix in ARRAYS), None)
         hint = f": give samples={inside}" if inside else f" ({' '.join(sorted(PICTURES))})"

@@ -92,12 +92,12 @@ def estimate(jobs: Sequence[Job], world: int = 1) -> Cost:
 
 
 def spoken(seconds: float) -> str:
-    """5 s, 3 min 20 s, 2 h 10 min"""
+    """about 5 s, about 3 min 20 s, about 2 h 10 min"""
     whole = round(seconds)
     if whole < 1:
         return "less than a second"
     if whole < 60:
-        return f"{whole} s"
+        return f"about {whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole < 600 else f"{round(whole / 60)} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        return f"about {whole // 60} min {whole % 60} s" if whole < 600 else f"about {round(whole / 60)} min"
+    return f"about {whole // 3600} h {whole % 3600 // 60} min"

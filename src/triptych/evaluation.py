@@ -1,5 +1,7 @@
 """From samples and metrics to records: the one way a number is measured, in training and after it."""
 
+import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,13 +47,39 @@ class Evaluator:
             self.parts = {str(part): m for part, m in metric.items(keep_base=True)}  # pyright: ignore
         if not self.of_samples and against not in reference.SPLITS:
             raise ValueError(f"{name} scores the images of a split: give reference=train, val or test, not {against}.")
+        self._fit()
         self._reference: dict[str, Any] | None = None
+        self._standing: list[str] = []  # notes on the reference, of every value
         self.notes: list[str] = []
 
     @property
     def of_samples(self) -> bool:
         """Whether samples are needed at all."""
         return not isinstance(self.metric, PerImage)
+
+    def _fit(self) -> None:
+        """Refuses a metric of images for points, and of points for images."""
+        if self.dataset is None or not self.of_samples:
+            return
+        points = len(self.dataset.shape) == 1
+        for name, metric in self.parts.items():
+            if isinstance(metric, FeatureMetric) and points != (metric.extractor is None):
+                raise ValueError(
+                    f"metric={name} measures images, but {self.dataset.name} holds points: give "
+                    "metric=sliced_wasserstein or mmd."
+                    if points
+                    else f"metric={name} measures points, but {self.dataset.name} holds images: give metric=fid, or an "
+                    "fd_<dataset>."
+                )
+
+    @contextlib.contextmanager
+    def _noting(self, notes: list[str]) -> Iterator[None]:
+        """What metrics warn of inside becomes a note, once."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        said = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+        notes += [sentence for sentence in dict.fromkeys(said) if sentence not in notes]
 
     def check(self, count: int) -> None:
         """Refuses, before any sampling, fewer samples than a metric is defined for."""
@@ -66,7 +94,8 @@ class Evaluator:
             self.metric.to(device)
             if self.of_samples:
                 metrics = [m for m in self.parts.values() if isinstance(m, FeatureMetric)]
-                self._reference = reference.use(metrics, self.dataset, self.against, shown)
+                with self._noting(self._standing):
+                    self._reference = reference.use(metrics, self.dataset, self.against, shown)
             else:
                 self._reference = reference.describe(self.dataset, self.against)
         return self._reference
@@ -98,13 +127,15 @@ class Evaluator:
         """
         self.prepare(job.device)
         self.metric.reset()  # of a measurement that was interrupted
+        self.notes = [*self._standing]
         error: Exception | None = None
         try:
             for indices, x in job.run(progress, rank, world):
                 if not bool(torch.isfinite(x).all()):
                     raise ValueError(f"The samples {indices.start} to {indices.stop - 1} hold NaN or Inf.")
                 stored = storable(x)
-                self.metric.update(stored, real=False, index=torch.tensor(indices))
+                with self._noting(self.notes):
+                    self.metric.update(stored, real=False, index=torch.tensor(indices))
                 if keep is not None:
                     keep(indices, stored)
         except Exception as failure:
@@ -124,10 +155,12 @@ class Evaluator:
         """Computes every metric on somebody's images."""
         self.prepare(shown=shown)
         images = collection.images
+        self.notes = [*self._standing]
         with bar("images", len(images), shown) as advance:
             for i in range(0, len(images), reference.CHUNK):
                 chunk = torch.from_numpy(images[i : i + reference.CHUNK].copy())
-                self.metric.update(chunk, real=False, index=torch.arange(i, i + len(chunk)))
+                with self._noting(self.notes):
+                    self.metric.update(chunk, real=False, index=torch.arange(i, i + len(chunk)))
                 advance(len(chunk))
         return self._values()
 
@@ -143,6 +176,7 @@ class Evaluator:
         """Scores the split's images, or the first `count` of them, every rank its share."""
         images = self.dataset.images(self.against)[:count]
         self.prepare(device)
+        self.notes = []
         first, end = rank * len(images) // world, (rank + 1) * len(images) // world
         error: Exception | None = None
         try:
@@ -157,10 +191,8 @@ class Evaluator:
         return self._values()
 
     def _values(self) -> dict[str, float]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with self._noting(self.notes):
             values = dict(_flat(self.name, self.metric.compute()))
-        self.notes = list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)))
         self.metric.reset()
         return values
 
@@ -172,6 +204,7 @@ class Evaluator:
         metric = self.parts.get(name.partition("/")[0], next(iter(self.parts.values())))
         extractor = getattr(metric, "extractor", None)
         points = self.dataset is not None and len(self.dataset.shape) == 1
+        error = getattr(metric, "standard_error", None)
         dequantised = getattr(metric, "quantisation", "uniform dequantisation")
         said = {
             "metric": f"{name}_{short_count(count)}",
@@ -188,7 +221,7 @@ class Evaluator:
             if job
             else {"seed": getattr(metric, "seed", 0), "blocks": len(values)},
             "labels": job.labels if job else None,
-            "standard_error": getattr(metric, "standard_error", None),
+            "standard_error": None if error is None or math.isnan(error) else error,  # of one image there is none
             "arguments": getattr(metric, "arguments", None) or None,
         }
         return Record(**said | protocol)

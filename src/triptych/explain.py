@@ -37,6 +37,11 @@ EFFECTS = (  # beginning of a field's name -> what a difference there is known t
     ("source.format", "how the samples were stored: JPEG artefacts move every distance (T-F7)"),
     ("source", "which file the samples came from, if they were not made on the spot"),
     ("world_size", "nothing: values do not depend on the number of devices (tested to 1e-6)"),
+    (
+        "computing.precision",
+        "half precision rounds every network call: other samples, at few steps a visibly other number",
+    ),
+    ("computing", "rounding: at most one grey level a sample, and 1e-3 of a distance (tested)"),
     ("code.torch", "rounding: other kernels, the last digits"),
     ("code", "another version of the code"),
 )

@@ -247,6 +247,19 @@ class Progress:
         self._bar.update(self._task, completed=int(done), rate=f"{rate:.1f} images/s" if done else "")
 
 
+def computing(
+    precision: str, network: nn.Module, device: torch.device | str, block: int | None = None
+) -> dict[str, Any]:
+    """How sums are rounded, for the record of what was computed; in half precision it moves a number."""
+    device = torch.device(device)
+    return {
+        "precision": precision,
+        "compile": network._compiled_call_impl is not None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "batch_size": block,
+    }
+
+
 def devices(trainer: Any) -> Any:
     """The Fabric of a trainer config: on which devices to compute, in which precision, in how many processes."""
     from lightning.fabric import Fabric

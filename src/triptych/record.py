@@ -31,6 +31,7 @@ class Record:
         labels: how labels were chosen, or None.
         images_seen: by the network in training.
         world_size: number of processes; it must not change the value.
+        computing: what sums are rounded by: precision, batch_size, compile, device; None if not known.
         arguments: of the metric, where it has any that shape the number: subset size, splits, k.
         source: of samples that were not made here: file, format, its checksum.
     """
@@ -51,6 +52,7 @@ class Record:
     labels: Any
     images_seen: int | None
     world_size: int
+    computing: dict[str, Any] | None
     run: str
     standard_error: float | None = None
     arguments: dict[str, Any] | None = None

@@ -7,6 +7,7 @@ loader (T-F6), and kept under a key of data set, split, transform, images and ex
 import contextlib
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def use(metrics: Sequence[FeatureMetric], dataset: Any, reference: str, shown: b
     """
     if reference in SPLITS:
         return _use_split(metrics, dataset, reference, shown)
-    return _use_file(metrics, Path(reference), shown)
+    return _use_file(metrics, dataset, Path(reference), shown)
 
 
 def describe(dataset: Any, split: str) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _use_split(metrics: Sequence[FeatureMetric], dataset: Any, split: str, shown
     return about
 
 
-def _use_file(metrics: Sequence[FeatureMetric], path: Path, shown: bool) -> dict[str, Any]:
+def _use_file(metrics: Sequence[FeatureMetric], dataset: Any, path: Path, shown: bool) -> dict[str, Any]:
     about = {"dataset": path.name, "split": "file", "transform": collection.digest(path), "num_images": None}
     missing = [m for m in metrics if m.reads_real]
     names = collection.names(path)
@@ -99,6 +100,10 @@ def _use_file(metrics: Sequence[FeatureMetric], path: Path, shown: bool) -> dict
             )
     if missing:
         read = collection.read(path, shown)
+        if dataset is not None:
+            read = collection.like(read, dataset.shape, dataset.name)
+        for sentence in read.warnings:
+            warnings.warn(sentence, stacklevel=2)
         about["num_images"] = len(read.images)
         _build(missing, read.images, shown)
     return about
@@ -136,7 +141,7 @@ def statistics_file(dataset: Any, split: str, images: np.ndarray, extractor: Any
     looked_at = images[np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int)]
     content = hashlib.sha256(np.ascontiguousarray(looked_at).tobytes()).hexdigest()[:8]
     key = f"{dataset.name}-{split}-{dataset.transform_hash}-{len(images)}-{content}"
-    name = f"{extractor.name}-{(extractor.sha256 or '')[:8]}-{key}.npz"
+    name = f"{extractor.name}-{hashlib.sha256(extractor.identity.encode()).hexdigest()[:8]}-{key}.npz"
     own = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "triptych"
     places = [Path(dataset.cache) / "statistics", own / "statistics"]
     for place in places:

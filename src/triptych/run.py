@@ -218,11 +218,11 @@ def _snapshots(checkpoint: dict[str, Any], path: Path | str) -> list[posthoc.Sna
     return found
 
 
-def new_folder(path: Path | str, what: str) -> Path:
+def new_folder(path: Path | str, what: str, key: str = "out") -> Path:
     """A folder for results, created; refuses one that already holds something."""
     path = Path(str(path))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} already holds {what}: choose another out=…, or remove it first.")
+        raise FileExistsError(f"{path} already holds {what}: choose another {key}=…, or remove it first.")
     path.mkdir(parents=True, exist_ok=True)
     return path
 

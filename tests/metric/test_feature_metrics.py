@@ -205,6 +205,16 @@ def test_splits_of_the_inception_score_do_not_line_up_with_the_classes():
     assert float(metric.split_scores().min()) > 3.9
 
 
+@pytest.mark.parametrize("splits", [1, 2, 7, 10])
+def test_as_many_samples_as_are_asked_for_leave_no_split_empty(splits):
+    """`fewest` is what a command checks before it draws anything: any consecutive numbers."""
+    for first in (0, 1, 999, 50_000, 2**31):
+        score = InceptionScore(Pixels(), splits=splits)
+        n = score.fewest
+        score.update_features(torch.zeros(n, 12), real=False, index=first + torch.arange(n))
+        assert (score.split_n > 0).all()
+
+
 def test_inception_score_refuses_what_has_no_classes_and_empty_splits():
     class Plain(nn.Module):
         num_features = 12

@@ -296,6 +296,28 @@ def test_metric_survives_a_checkpoint():
     assert float(again.compute()) == float(metric.compute())
 
 
+def test_persistent_states_travel_in_a_state_dict():
+    metric = filled(images(50, 1), images(50, 2))
+    assert metric.state_dict() == {}
+    metric.persistent(True)
+    again = FrechetDistance(metric.extractor)
+    again.persistent(True)
+    again.load_state_dict(metric.state_dict())
+    with pytest.warns(UserWarning, match="before the ``update``"):  # torchmetrics' own, of any loaded metric
+        assert float(again.compute()) == float(metric.compute())
+
+
+def test_one_batch_has_no_value_and_costs_what_was_there_nothing():
+    metric = filled(images(50, 1), images(50, 2))
+    value = float(metric.compute())
+    with pytest.raises(ValueError, match="call update"):
+        metric(images(50, 3), real=False)
+    metric._computed = None
+    assert float(metric.compute()) == value
+    with pytest.raises(ValueError, match="FrechetDistance needs an extractor"):
+        FrechetDistance(None)
+
+
 # Refusals
 
 

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from triptych.metric import MMD, SlicedWasserstein
+from triptych.metric import MMD, PrecisionRecall, SlicedWasserstein
 from triptych.metric.sliced_wasserstein import wasserstein_sq
 
 
@@ -54,6 +54,20 @@ def test_mmd_equals_a_double_loop():
     within = [mean([k(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j]) for z in (x, y)]
     expected = sum(within) - 2 * mean([k(a, b) for a in x for b in y])
     assert float(filled(MMD((0.3, 1.0)), x, y).compute()) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: MMD([]), "MMD: bandwidths"),
+        (lambda: MMD([0.1, 0.0]), "MMD: bandwidths"),
+        (lambda: SlicedWasserstein(0), "SlicedWasserstein: directions"),
+        (lambda: PrecisionRecall(None, k=0), "PrecisionRecall: k"),
+    ],
+)
+def test_settings_that_measure_nothing_are_refused(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
 
 
 def test_bad_points_are_refused():

@@ -10,7 +10,7 @@ from triptych.callback.checkpoint import checkpoint_of
 from triptych.callback.clock import images_seen
 from triptych.callback.ema import profile
 from triptych.evaluation import Evaluator
-from triptych.generate import Job
+from triptych.generate import Job, computing
 from triptych.record import Record, short_count
 from triptych.tracking import log_scalars
 
@@ -60,6 +60,12 @@ def _written(
             guidance=None,
             images_seen=images_seen(trainer),
             world_size=trainer.world_size,
+            computing=computing(
+                str(trainer.precision),
+                trainer.lightning_module.model,  # pyright: ignore[reportArgumentType]
+                trainer.strategy.root_device,
+                job.block if job else None,
+            ),
             run=str(trainer.default_root_dir),
         )
         log_scalars(trainer.loggers, {record.metric + "/raw" * raw: value}, trainer.global_step, images_seen(trainer))

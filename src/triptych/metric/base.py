@@ -16,7 +16,8 @@ class FeatureMetric(Metric, ABC):
 
     `update(images, real=True)` and `update(images, real=False)` in any order, then `compute()`. States are summed
     or gathered over processes; float64 stays float64 whatever `.to(dtype)` says. The extractor stays outside of
-    the module (see `FrozenExtractor`); without one (None) the samples, points [N, D], are their own features.
+    the module (see `FrozenExtractor`); without one (None), where `of_points` says that this may be, the samples, points
+    [N, D], are their own features.
 
     Attributes:
         reset_real: whether `reset()` also forgets the real images.
@@ -28,9 +29,15 @@ class FeatureMetric(Metric, ABC):
     full_state_update = False
     fewest = 2
     reads_real = True  # whether real images matter at all
+    of_points = False  # whether there may be no extractor
 
     def __init__(self, extractor: nn.Module | FrozenExtractor | None, reset_real: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if extractor is None and not self.of_points:
+            raise ValueError(
+                f"{type(self).__name__} needs an extractor, such as triptych.metric.Inception(): a module that turns "
+                "uint8 [N, C, H, W] into features [N, D], with D as its attribute num_features."
+            )
         self.extractor = None if extractor is None else FrozenExtractor.of(extractor)
         self.reset_real = reset_real
         self.reference: Any = None
@@ -71,6 +78,12 @@ class FeatureMetric(Metric, ABC):
     def arguments(self) -> dict[str, Any]:
         """What else shapes the number, for its record."""
         return {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # torchmetrics' would compute on this batch alone, which has one side only, and lose what was there before
+        raise ValueError(
+            f"{type(self).__name__} has no value of one batch: call update(images, real=…), then compute()."
+        )
 
     def update_features(self, features: Tensor, real: bool, index: Tensor | None = None) -> None:
         """Features [N, D] that somebody else has computed."""

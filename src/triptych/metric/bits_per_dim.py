@@ -8,7 +8,7 @@ from torch import Tensor
 
 from triptych.denoiser import Cond, Denoiser
 from triptych.image import dequantise
-from triptych.metric.likelihood import flow_likelihood
+from triptych.metric.likelihood import DIVERGENCES, flow_likelihood
 from triptych.metric.per_image import PerImage
 from triptych.noise import Noise
 
@@ -40,6 +40,10 @@ class BitsPerDim(PerImage):
         super().__init__(seed)
         if repeats < 1:
             raise ValueError(f"bits_per_dim: repeats must be at least 1, got {repeats}.")
+        if divergence not in DIVERGENCES:
+            raise ValueError(f"bits_per_dim: divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}.")
+        if steps is not None and steps < 1:
+            raise ValueError(f"bits_per_dim: steps must be at least 1, or null for the adaptive solver, got {steps}.")
         self.divergence, self.rtol, self.atol, self.steps, self.repeats = divergence, rtol, atol, steps, repeats
         self.calls: list[Tensor] = []
         self.add_state("calls", [], dist_reduce_fx="cat")

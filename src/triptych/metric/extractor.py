@@ -41,6 +41,12 @@ class FrozenExtractor:
         self.image_shape: tuple[int, ...] | None = None
         self._last: tuple[Tensor, int, Tensor] | None = None  # images, their version, their features
 
+    @property
+    def identity(self) -> str:
+        """Whose features these are: name, weights and resize; two that differ here are not on one scale (T-F8)."""
+        weights = f"-{self.sha256[:8]}" if self.sha256 else ""
+        return self.name + weights + (f" ({self.resize})" if self.resize else "")
+
     @classmethod
     def of(cls, network: "nn.Module | FrozenExtractor") -> "FrozenExtractor":
         """Freezes a network; one already frozen is shared as it is."""

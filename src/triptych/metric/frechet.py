@@ -116,7 +116,8 @@ class FrechetDistance(FeatureMetric):
         if fewest <= d:
             warnings.warn(
                 f"{fewest} samples for {d} features: this Fréchet distance is biased upwards and compares only "
-                f"with others of the same N. Use more than {d} samples, KernelDistance or FrechetInfinity.",
+                f"with others of the same N. Use more than {d} samples, or KernelDistance (metric=kid), which has no "
+                "bias, or FrechetInfinity (metric=fid_infinity), which extrapolates.",
                 stacklevel=2,
             )
         return frechet_distance(real.mean, real.cov, fake.mean, fake.cov).to(self.device)
@@ -136,7 +137,7 @@ class FrechetDistance(FeatureMetric):
 
     def use_reference(self, reference: Statistics) -> None:
         """Compares with these statistics instead of real images; `reset()` keeps them."""
-        reference.check(self.extractor.name, self.extractor.num_features)
+        reference.check(self.extractor.identity, self.extractor.num_features)
         super().use_reference(reference)
 
     def _sums(self, real: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,4 +149,4 @@ class FrechetDistance(FeatureMetric):
         if n < 2:
             kind = "real" if real else "generated"
             raise ValueError(f"A Fréchet distance needs at least 2 {kind} images, but has seen {int(n)}.")
-        return Statistics.from_sums(n, total, outer, self.extractor.name)
+        return Statistics.from_sums(n, total, outer, self.extractor.identity)

@@ -49,11 +49,11 @@ class FrechetInfinity(FeatureMetric):
         return {"points": self.points, "smallest": self.smallest, "seed": self.seed}
 
     def real_summary(self) -> Statistics:
-        return self.reference or Statistics.from_features(self.stored(real=True, at_least=2), self.extractor.name)
+        return self.reference or Statistics.from_features(self.stored(real=True, at_least=2), self.extractor.identity)
 
     def use_reference(self, reference: Statistics) -> None:
         """Compares with these statistics instead of real images; `reset()` keeps them."""
-        reference.check(self.extractor.name, self.extractor.num_features)
+        reference.check(self.extractor.identity, self.extractor.num_features)
         super().use_reference(reference)
 
     def curve(self) -> tuple[Tensor, Tensor]:

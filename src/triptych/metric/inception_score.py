@@ -28,6 +28,9 @@ class InceptionScore(FeatureMetric):
 
     def __init__(self, extractor: nn.Module | FrozenExtractor, splits: int = 10, **kwargs: Any) -> None:
         super().__init__(extractor, **kwargs)
+        if splits < 1:
+            raise ValueError(f"InceptionScore: splits must be at least 1, got {splits}.")
+        self.fewest = max(2, 3 * splits)  # consecutive numbers, hashed by the golden ratio, then leave no split empty
         if not hasattr(self.extractor.network, "logits"):
             raise ValueError(
                 f"InceptionScore needs class probabilities, but the extractor {self.extractor.name} has no "

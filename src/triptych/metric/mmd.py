@@ -40,9 +40,12 @@ class MMD(FeatureMetric):
     """
 
     higher_is_better = False
+    of_points = True
 
     def __init__(self, bandwidths: Sequence[float] = (0.1, 0.3, 1.0), reset_real: bool = True, **kwargs: Any) -> None:
         super().__init__(None, reset_real, **kwargs)
+        if not bandwidths or min(bandwidths) <= 0:
+            raise ValueError(f"MMD: bandwidths must be positive numbers, at least one, got {list(bandwidths)}.")
         self.bandwidths = tuple(bandwidths)
         self.store_features()
 

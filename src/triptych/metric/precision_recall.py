@@ -16,6 +16,7 @@ class PrecisionRecall(FeatureMetric):
     """
 
     higher_is_better = True
+    of_points = True
 
     def __init__(
         self,
@@ -25,6 +26,8 @@ class PrecisionRecall(FeatureMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(extractor, reset_real, **kwargs)
+        if k < 1:
+            raise ValueError(f"PrecisionRecall: k must be at least 1, got {k}.")
         self.k, self.fewest = k, k + 1
         self.store_features()
 

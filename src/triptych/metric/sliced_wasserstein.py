@@ -16,9 +16,12 @@ class SlicedWasserstein(FeatureMetric):
     """
 
     higher_is_better = False
+    of_points = True
 
     def __init__(self, directions: int = 256, seed: int = 0, reset_real: bool = True, **kwargs: Any) -> None:
         super().__init__(None, reset_real, **kwargs)
+        if directions < 1:
+            raise ValueError(f"SlicedWasserstein: directions must be at least 1, got {directions}.")
         self.directions, self.seed = directions, seed
         self.store_features()
 

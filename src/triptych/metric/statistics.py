@@ -13,7 +13,7 @@ from triptych import disk
 
 
 class Statistics(NamedTuple):
-    """n features' mean [D] and unbiased covariance [D, D], float64; `extractor` says whose features they are."""
+    """n features' mean [D] and unbiased covariance [D, D], float64; `extractor`: the identity of whose they are."""
 
     n: int
     mean: Tensor
@@ -77,6 +77,8 @@ class Statistics(NamedTuple):
             extractor = str(file["extractor"]) if "extractor" in file.files else ""
         if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
             raise ValueError(f"{path} has mu {list(mean.shape)} and sigma {list(cov.shape)}, not [D] and [D, D].")
+        if not (bool(mean.isfinite().all()) and bool(cov.isfinite().all())):
+            raise ValueError(f"{path} holds NaN or Inf in mu or sigma, so no distance from it is defined.")
         return cls(n, mean, cov, extractor)
 
 

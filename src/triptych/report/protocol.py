@@ -36,13 +36,22 @@ def protocol(record: dict[str, Any]) -> dict[str, str]:
 
     for key, value in record.items():
         if key not in APART:
-            walk(weights_kind(value) if key == "weights" else value, key)
+            walk(KINDS[key](value) if key in KINDS else value, key)
     return flat
 
 
 def weights_kind(weights: Any) -> Any:
     """The average that a run takes while it trains is a setting of the run; any other is part of the protocol."""
     return "ema" if str(weights).startswith(("ema(half_life", "ema(decay")) else weights
+
+
+def rounding(computing: Any) -> Any:
+    """Batch size and device move nothing that is told; half precision does."""
+    precision = computing.get("precision") if isinstance(computing, dict) else None
+    return None if precision in (None, "32-true", "64-true") else {"precision": precision}
+
+
+KINDS = {"weights": weights_kind, "computing": rounding}
 
 
 def key_of(flat: dict[str, str]) -> str:
