@@ -6,8 +6,9 @@ import json
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from triptych import disk
 
@@ -27,6 +28,7 @@ class Status:
         started, updated: ISO 8601, UTC.
         reason: why it ended, in one sentence. exit_code: with which code.
         pid, host, job: the process of rank 0, its machine, its SLURM job if any.
+        environment: versions and devices that the run was started with.
     """
 
     state: str = "running"
@@ -41,13 +43,14 @@ class Status:
     pid: int = 0
     host: str = ""
     job: str | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def read(folder: Path | str) -> Status | None:
     """The status of a run folder; None if it has none, or none that can be read."""
     try:
         content = json.loads((Path(folder) / NAME).read_text())
-        known = {field.name for field in dataclasses.fields(Status)}
+        known = {one.name for one in dataclasses.fields(Status)}
         status = Status(**{key: value for key, value in content.items() if key in known})
     except (OSError, ValueError, TypeError, AttributeError):
         return None

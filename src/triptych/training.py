@@ -124,7 +124,7 @@ def train(config: DictConfig, asked: Asked) -> None:
     if main:
         disk.remove_stale(folder, folder / "checkpoints")
         run.write_config(folder, plain, list(HydraConfig.get().overrides.task))
-        job.status.start(folder, job.trainer.max_steps)
+        job.status.start(folder, job.trainer)
         print(f"{split}; in {where}" + (f", from step {resumed}" if resumed is not None else ""), flush=True)
     loggers = _loggers(config, plain, folder, resumed or 0)
     wandb = next((logger for logger in loggers if not isinstance(logger, tracking.MetricsCSV)), None)

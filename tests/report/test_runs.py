@@ -64,9 +64,10 @@ def test_files_that_are_broken_become_notes(tmp_path):
 def test_a_state_is_shown_as_the_run_wrote_it(tmp_path):
     folder = tmp_path / "run"
     synthetic.run(folder, ["formulation=edm"], pictures=False)
-    synthetic.write_status(folder, "failed", reason="The loss is not finite.", exit_code=1)
+    synthetic.write_status(folder, "failed", reason="The loss is not finite.", exit_code=1, environment={"torch": "3"})
     run = report.read(folder, "run")
     assert run.status == "failed" and "The loss is not finite." in run.notes and run.environment["exit code"] == 1
+    assert run.environment["trained with"] == {"torch": "3"}
 
 
 def test_pauses_are_no_training_time():

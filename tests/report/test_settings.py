@@ -79,6 +79,15 @@ def test_an_older_config_that_lacks_a_setting_is_told_from_one_that_has_it():
     assert found == {"gamma": [None, settings.ABSENT]}
 
 
+def test_an_older_config_that_does_not_name_its_options_makes_no_column():
+    older = config()
+    del older["choices"]
+    found, constant = compared(config(), older)
+    assert not found and constant["model"] == "unet_small" and constant["trainer"] == "auto"
+    found, _ = compared(config("formulation=edm"), config(), older)
+    assert found["formulation"] == ["edm", "ddpm", "ddpm"] and "model" not in found
+
+
 def test_a_run_whose_config_is_lost_makes_no_column():
     found, _ = compared(config(), config(), {})
     assert not found

@@ -95,6 +95,13 @@ def test_seeds_that_differ_in_more_than_their_seed_are_warned_of(tmp_path):
     assert f"different versions of the code: {row.label} (fd_digits_1k, DPMSolver 20)." in written
 
 
+def test_a_copy_of_a_run_is_no_second_seed(tmp_path):
+    for name, seed in {"one": 0, "copy": 0, "other": 1}.items():
+        synthetic.run(tmp_path / name, ["formulation=edm"], seed=seed, pictures=False)
+    (told,) = report.build(read(tmp_path)).warnings
+    assert told.startswith("seed 0 counts 2 times: ")
+
+
 def test_a_warning_of_many_cells_names_a_few_of_them(tmp_path):
     for seed in range(2):
         synthetic.run(tmp_path / str(seed), ["formulation=edm"], seed=seed, pictures=False)

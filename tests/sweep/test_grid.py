@@ -258,7 +258,8 @@ def test_the_ranks_of_a_trial_are_its_own(tmp_path, monkeypatch):
     for folder in folders:
         log = (folder / "log.txt").read_text()
         assert "2 processes" in log and log.count("Trained") == 1 and "trials to run" not in log
-        assert status.read(folder).step == 10
+        known = status.read(folder)
+        assert known.step == 10 and known.environment["devices"] == "2 x cpu" and known.environment["torch"]
 
 
 @pytest.mark.slow

@@ -251,6 +251,7 @@ def test_a_study_of_something_else_is_refused(tmp_path):
         (["sweep.prune_on=final"], ["'final'", "val/eps_mse"]),
         (["sweep.objectives=[minimize final, minimize nfe]"], ["sweep/pruner=none"]),
         (["sweep/search=grid"], ["sweep/search"]),
+        (["sweep.search.n_startup_trials=ten", "callback.evaluate.every_images=640"], ["sweep/search", "'str'"]),
         (["sweep=schedule_and_prediction", "formulation=ncsn"], ["formulation.prediction"]),
         (["storage=sqlite:////nowhere/at/all.db", "callback.evaluate.every_images=640"], ["storage", "sqlite"]),
         (["-m", "seed=0,1"], ["train.py -m"]),

@@ -185,6 +185,8 @@ def _read_status(run: Run) -> None:
     if told.max_steps < 0:
         del known["max_steps"]
     run.environment |= {k: v for k, v in known.items() if v not in ("", None)}
+    if told.environment:
+        run.environment["trained with"] = told.environment
     if told.state == "lost":
         run.notes.append("its status says running, but its process is gone")
     elif told.reason and told.state != "finished":

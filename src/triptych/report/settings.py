@@ -102,10 +102,11 @@ def compare(configs: Sequence[dict[str, Any]], flats: Sequence[dict[str, Any]]) 
     DDPM has a gamma and EDM has none follows from the formulation, which has a column already.
     """
     keys = list(dict.fromkeys(k for flat in flats for k in flat if shapes(k)))
+    names = _names(configs, flats)
     found: list[Setting] = []
     constant: dict[str, str] = {}
     for key in keys:
-        values = [_value(key, config, flat) for config, flat in zip(configs, flats, strict=True)]
+        values = [_value(key, config, flat, names) for config, flat in zip(configs, flats, strict=True)]
         name = key.removesuffix(f".{TARGET}")
         if _differs(key, values, flats):
             found.append(Setting(name, name, values))
@@ -118,7 +119,17 @@ def compare(configs: Sequence[dict[str, Any]], flats: Sequence[dict[str, Any]]) 
     return found, constant
 
 
-def _value(key: str, config: dict[str, Any], flat: dict[str, Any]) -> Any:
+def _names(configs: Sequence[dict[str, Any]], flats: Sequence[dict[str, Any]]) -> dict[tuple[str, Any], str]:
+    """{(group, class): the option}, where every config that tells chose the same: older ones do not tell."""
+    told: dict[tuple[str, Any], set[str]] = defaultdict(set)
+    for config, flat in zip(configs, flats, strict=True):
+        chosen = config.get("choices")
+        for group, name in chosen.items() if isinstance(chosen, dict) else ():
+            told[group, flat.get(f"{group}.{TARGET}")].add(name)
+    return {place: next(iter(options)) for place, options in told.items() if len(options) == 1}
+
+
+def _value(key: str, config: dict[str, Any], flat: dict[str, Any], names: dict[tuple[str, Any], str]) -> Any:
     if key not in flat:
         return ABSENT
     value = flat[key]
@@ -126,7 +137,7 @@ def _value(key: str, config: dict[str, Any], flat: dict[str, Any]) -> Any:
         return value
     chosen = config.get("choices")
     name = key.removesuffix(f".{TARGET}")
-    return chosen[name] if isinstance(chosen, dict) and name in chosen else option(value)
+    return chosen[name] if isinstance(chosen, dict) and name in chosen else names.get((name, value), option(value))
 
 
 def _told(key: str, values: Sequence[Any], flats: Sequence[dict[str, Any]]) -> str:

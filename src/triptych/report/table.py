@@ -265,6 +265,9 @@ def _cells(
         found = [records[i][key] for i in row.runs if key in records[i]]
         if found:
             cells[number] = _cell(found, len(row.runs))
+            often = Counter(show(runs[i].seed) for i in row.runs if key in records[i])
+            twice = [f"seed {seed} counts {n} times" for seed, n in often.items() if n > 1]
+            cells[number].warnings += [", ".join(twice)] if twice else []
     return cells
 
 

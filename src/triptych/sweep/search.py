@@ -138,7 +138,7 @@ class Plan:
         trial_run = optuna.create_study(sampler=self.sampler, directions=list(self.objectives.values()))
         try:
             trial_run.ask(self.space)
-        except (ValueError, ImportError, NotImplementedError) as error:
+        except (ValueError, TypeError, ImportError, NotImplementedError) as error:
             raise ValueError(f"sweep/search cannot work with this space: {' '.join(str(error).split())}") from error
 
     def open(self) -> Study:
