@@ -223,7 +223,7 @@ class Progress:
             disable=not shown,
         )
         self._task = self._bar.add_task(title, total=count, rate="")
-        self._calls_a_block = steps or 0
+        self._count, self._calls_a_block = count, steps or 0
         self._done, self._began = 0.0, time.perf_counter()
 
     def __enter__(self) -> "Progress":
@@ -243,6 +243,7 @@ class Progress:
         self._show(self._done)
 
     def _show(self, done: float) -> None:
+        done = min(done, self._count)  # several processes may have fewer blocks than they are
         rate = done / max(1e-9, time.perf_counter() - self._began)
         self._bar.update(self._task, completed=int(done), rate=f"{rate:.1f} images/s" if done else "")
 

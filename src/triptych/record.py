@@ -99,6 +99,10 @@ class Record:
 
     def describe(self) -> str:
         """One line for people: the value and what it was measured with."""
+        return "; ".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """The value, and in a phrase each what it was measured with."""
         plus_minus = ""
         if self.spread is not None:
             plus_minus = f" ± {self.spread:.3g} over {len(self.values)} seed blocks (minimum {min(self.values):.4g})"
@@ -114,7 +118,7 @@ class Record:
         if self.arguments:
             parts.append(", ".join(f"{key} {value}" for key, value in self.arguments.items()))
         parts.append(f"weights {self.weights}")
-        return "; ".join(parts)
+        return parts
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -254,6 +254,10 @@ def connect(settings: dict[str, Any], folder: Path, run_id: str, config: dict[st
     os.environ.setdefault("WANDB_SILENT", "true")
     if rank_zero_only.rank == 0:  # another process may have been started with a folder of its own
         (folder / "wandb").mkdir(parents=True, exist_ok=True)
+    patience = threading.Timer(5, print, [f"Waiting for W&B, {INIT_TIMEOUT:.0f} s at most …"], {"flush": True})
+    patience.daemon = True
+    if mode == "online" and rank_zero_only.rank == 0:
+        patience.start()
     try:
         return _start(settings, folder, run_id, config, offline=mode != "online")
     except Exception as error:  # a missing key, no network, a server that says no: the run matters more
@@ -267,6 +271,8 @@ def connect(settings: dict[str, Any], folder: Path, run_id: str, config: dict[st
 
             wandb.teardown()  # its process takes the id for one that is in use
         return _start(settings, folder, run_id, config, offline=True)
+    finally:
+        patience.cancel()
 
 
 def _start(settings: dict[str, Any], folder: Path, run_id: str, config: dict[str, Any], offline: bool) -> Wandb:

@@ -57,11 +57,13 @@ class Evaluate(Callback):
         self._evaluator: Evaluator | None = None
 
     def summary(self) -> list[str]:
-        """Lines for the end of training."""
-        return [
-            f"{r.metric:<9} {r.value:.3f}   ({r.describe().partition('; ')[2]}; {r.images_per_second:.1f} images/s)"
-            for r in self.records
-        ]
+        """Lines for the end of training: each value, and below it what it was measured with."""
+        lines = []
+        for r in self.records:
+            _, sampler, *protocol = r.parts()
+            lines += [f"{r.metric:<9} {r.value:.3f}   ({sampler}; {r.images_per_second:.1f} images/s)"]
+            lines += ["          " + "; ".join(protocol)]
+        return lines
 
     def check(self, formulation: LightningModule, dataset: Any) -> None:
         """Refuses, before training, a sampler or labels that cannot work."""
