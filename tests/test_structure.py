@@ -53,7 +53,7 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     "layout": set(),
     "run": MEASURING
     | {"callback", "tracking", "formulation", "posthoc", "layout", "disk", "status", "shard", "pieces"},
-    "report": {"record", "scalars", "status"},
+    "report": {"record", "sampler", "scalars", "status"},
     "check": set(),
     "cli": {"run", "layout", "check"},
     "training": MEASURING

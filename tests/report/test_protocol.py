@@ -1,8 +1,12 @@
 import copy
 import json
 
+import pytest
 import synthetic
+from hydra.utils import instantiate
 
+from triptych import cli
+from triptych.record import describe_sampler
 from triptych.report import protocol
 
 
@@ -84,6 +88,21 @@ def test_the_runs_own_sampler_is_known_by_its_arguments(tmp_path):
     assert not protocol.is_own(record(tmp_path, sampler=own | {"name": "StochasticHeun"}), config)
     assert not protocol.is_own(record(tmp_path, sampler=own, guidance={"scale": 2}), config)
     assert not protocol.is_own(record(tmp_path, sampler=own), {})
+
+
+@pytest.mark.parametrize("option", cli.options("sampler"))
+def test_every_sampler_as_its_yaml_has_it_is_known_as_the_runs_own(tmp_path, option):
+    """What the yaml leaves to the class (null), and what it names (a predictor), stands resolved in a record."""
+    config = copy.deepcopy(synthetic.composed(f"sampler={option}"))
+    used = describe_sampler(instantiate(config["sampler"]))
+    assert protocol.is_own(record(tmp_path, sampler=used), config)
+    number = next(k for k, v in used.items() if isinstance(v, (int, float)) and not isinstance(v, bool))
+    assert not protocol.is_own(record(tmp_path, sampler=used | {number: used[number] + 1}), config)
+    if option == "probability_flow":
+        assert not protocol.is_own(record(tmp_path, sampler=used | {"method": "rk4"}), config)
+    if option == "predictor_corrector":
+        other = used["predictor"] | {"name": "ReverseDiffusion"}
+        assert not protocol.is_own(record(tmp_path, sampler=used | {"predictor": other}), config)
 
 
 def test_less_is_better_or_more_or_nobody_knows():

@@ -1,9 +1,11 @@
 """What a number was measured with: which numbers may stand in one column, and how two that may not differ."""
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from triptych.record import describe_sampler
 from triptych.report.settings import ABSENT, option, show
 
 # Of a record: not what shaped the number, or what a report compares (the sampler and its network calls).
@@ -141,12 +143,33 @@ def is_own(record: dict[str, Any], config: dict[str, Any]) -> bool:
         return False
     if str(own.get("_target_", "")).rpartition(".")[2] != used.get("name"):
         return False
-    return all(_same(own[k], used[k]) for k in own if k in used and k not in ("_target_", "name"))
+    own = {k: v for k, v in own.items() if k in used and k not in ("_target_", "name")}
+    if any(value is None and used[k] is not None for k, value in own.items()):  # null: the class chooses
+        own |= {
+            k: v for k, v in _chosen(str(used["name"]), json.dumps(own, sort_keys=True)).items() if own.get(k) is None
+        }
+    return all(_same(value, used[k]) for k, value in own.items() if k in used)
+
+
+@functools.cache
+def _chosen(name: str, settings: str) -> dict[str, Any]:
+    """What a sampler makes of these settings; nothing if today's sampler does not know them."""
+    from triptych import sampler  # here, since a report needs no torch otherwise
+
+    try:
+        return describe_sampler(getattr(sampler, name)(**json.loads(settings)))
+    except (AttributeError, TypeError, ValueError):
+        return {}
 
 
 def _same(wanted: Any, had: Any) -> bool:
-    if isinstance(had, dict):  # a grid, described by its name and arguments
-        return not isinstance(wanted, str) or wanted == had.get("name")
+    if isinstance(had, dict):  # a grid or a predictor, described by its name and arguments
+        return not isinstance(wanted, str) or _plain(wanted) == _plain(str(had.get("name")))
     if isinstance(wanted, (int, float)) and isinstance(had, (int, float)):
         return abs(wanted - had) <= 1e-9 * max(abs(wanted), abs(had))
     return wanted == had or str(wanted) == str(had)
+
+
+def _plain(name: str) -> str:
+    """ReverseDiffusion and reverse_diffusion are one."""
+    return name.replace("_", "").lower()
