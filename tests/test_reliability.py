@@ -15,7 +15,9 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _Accelera
 from scripts import TINY, assert_equal, call
 
 from triptych import disk, run, status
+from triptych.callback import Checkpoint
 from triptych.callback.evaluate import Evaluate
+from triptych.callback.guard import alarm
 from triptych.callback.samples import Samples
 from triptych.formulation import DDPM, Formulation
 from triptych.generate import Job
@@ -278,6 +280,41 @@ def test_a_full_disk_is_said_once_and_training_goes_on_with_the_checkpoint_it_ha
         done = train(folder, "resume=auto", "trainer.max_steps=26", "callback.checkpoint.every_images=null")
     assert done.code == 1 and "could not be written; the newest one is of step 24" in done.out
     assert run.read_checkpoint(folder)["global_step"] == 24
+
+
+def test_a_collapse_is_said_and_minutes_are_kept(tmp_path, straight):
+    """Pictures that are flat are said and logged; a checkpoint is written after so many minutes, here at every step."""
+    written, save, few = [], Checkpoint.save, ("trainer.max_steps=6", "callback.checkpoint.every_images=null")
+
+    def watched(self, trainer, *name):
+        written.append(trainer.global_step)
+        return save(self, trainer, *name)
+
+    with mock.patch.object(Checkpoint, "save", watched):
+        with mock.patch.object(Job, "collect", lambda self, *_: torch.full((4, 1, 8, 8), 0.3)):
+            done = train(
+                tmp_path / "a", *few, "callback.checkpoint.every_minutes=1e-9", "callback.evaluate.num_samples=0"
+            )
+        assert written == [1, 2, 3, 4, 5, 6]
+        assert done.code == 0 and done.out.count("At step 6: samples are flat") == 1, done
+        assert rows(tmp_path / "a")[-1]["samples/alarm"] == 1 and rows(straight)[-1]["samples/alarm"] == 0
+        written.clear()
+        assert train(tmp_path / "b", *few).code == 0 and written == [6]
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (torch.randn(4, 1, 8, 8).clamp(-1, 1), ""),
+        (torch.full((4, 1, 8, 8), -0.9), "flat"),
+        (torch.randn(1, 1, 8, 8).repeat(4, 1, 1, 1), "all the same"),
+        (torch.tensor([[0.5, 0.5]]).repeat(4, 1), "all the same"),  # points in the plane
+        (torch.full((4, 1, 8, 8), torch.nan), "not finite"),
+    ],
+)
+def test_what_is_no_picture(samples, said):
+    found = alarm(samples)
+    assert said in found and bool(found) == bool(said)
 
 
 def test_a_planted_key_is_nowhere_in_a_finished_run(tmp_path, monkeypatch):

@@ -246,9 +246,10 @@ def test_anybodys_images_are_scored_without_a_run(folder, tmp_path):
         assert refused.code == 2 and said in refused.err, refused
 
 
-def straight(tmp_path, name, steps, *arguments):
+def straight(tmp_path, name, steps, *arguments, logger="none"):
     folder = tmp_path / name
-    done = call("train.py", *TINY, f"trainer.max_steps={steps}", "logger=none", f"hydra.run.dir={folder}", *arguments)
+    steps, logger = f"trainer.max_steps={steps}", f"logger={logger}"
+    done = call("train.py", *TINY, steps, logger, f"hydra.run.dir={folder}", *arguments)
     assert done.code == 0, done.err
     return folder
 
@@ -260,7 +261,7 @@ def test_thirty_and_thirty_steps_are_sixty(tmp_path, formulation):
     ]
     arguments = (f"formulation={formulation}", "model.dropout=0.1", *measured_at_the_end)
     sixty = straight(tmp_path, "sixty", 60, *arguments)
-    thirty = straight(tmp_path, "thirty", 30, *arguments)
+    thirty = straight(tmp_path, "thirty", 30, *arguments, logger="wandb" if formulation == "ddpm" else "none")
     done = call("train.py", f"resume={thirty}", "trainer.max_steps=60")
     assert done.code == 0, done.err
     one, two = run.read_checkpoint(sixty), run.read_checkpoint(thirty)
@@ -277,6 +278,11 @@ def test_thirty_and_thirty_steps_are_sixty(tmp_path, formulation):
     (half,) = (row for row in rows[1] if row["step"] == 30)
     assert half.pop("samples/alarm") == 0  # where a run ends it draws pictures, which the other one did not there
     assert rows[0] == rows[1] and rows[0][-1]["samples/alarm"] == 0
+    if formulation == "ddpm":  # and one run to W&B, in two segments, on the axis of images
+        segments = list((thirty / "wandb").glob("offline-run-*"))
+        assert len(segments) == 2 and len({path.name.rpartition("-")[2] for path in segments}) == 1
+        seen = [row["images_seen"] for row in wandb_history(thirty) if "train/loss" in row]
+        assert seen == [row["images_seen"] for row in rows[0] if "train/loss" in row] == sorted(set(seen))
 
 
 def test_looking_more_often_does_not_change_training(tmp_path):
