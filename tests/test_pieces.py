@@ -107,8 +107,8 @@ def test_one_process_reads_what_two_have_written(written):
         assert torch.equal(stored["state_dict"]["weight"], values(step)) and stored["global_step"] == step
         assert torch.equal(stored["optimizer_states"][0]["state"][0]["m"], values(step) + 1)
         assert torch.equal(stored["state_dict"]["buffer"], torch.ones(2)) and stored["state_dict"]["count"] == 7
-    shares = [p for p in (folder / "last.ckpt").iterdir() if p.name != pieces.META]
-    assert len(shares) == 2 and all(p.stat().st_size > 0 for p in shares)
+    names = [{p.name for p in (folder / f).iterdir()} - {pieces.META} for f in ("last.ckpt", "step=1.ckpt")]
+    assert len(names[0]) == len(names[1]) == 2 and not names[0] & names[1]  # one is never mixed with the next
     assert run.newest(written) == (folder / "last.ckpt", 2) and run.newest_step(written) == 2
 
 

@@ -112,7 +112,7 @@ def test_a_sharded_run_loads_everywhere_and_goes_on_with_two_processes_or_one(tm
     done = shell("train.py", *SHARDED, *milestones, "trainer.max_steps=16", f"hydra.run.dir={folder}", timeout=400)
     assert done.code == 0, done.err
     shares = sorted(p.name for p in (folder / "checkpoints" / "last.ckpt").iterdir())
-    assert shares == ["__0_0.distcp", "__1_0.distcp", "meta.pt"]
+    assert len(shares) == 3 and shares[0] == "meta.pt" and all(name.startswith("step=16-") for name in shares[1:])
     stored = run.read_checkpoint(folder)
     formulation = run.load(folder)
     for name, p in formulation.named_parameters():

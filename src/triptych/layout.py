@@ -38,8 +38,15 @@ def checkpoint_of(path: Path | str) -> Path:
 
 def checkpoints(folder: Path | str) -> list[Path]:
     """All checkpoints of a run folder, the newest first: last.ckpt, which no other is ahead of, then by their age."""
+
+    def age(path: Path) -> float:
+        try:
+            return -path.stat().st_mtime
+        except OSError:  # it has just been replaced
+            return 0.0
+
     found = (Path(folder) / "checkpoints").glob("[!.]*.ckpt")
-    return sorted(found, key=lambda p: (p.name != "last.ckpt", -p.stat().st_mtime))
+    return sorted(found, key=lambda p: (p.name != "last.ckpt", age(p)))
 
 
 def config_beside(path: Path | str) -> dict | None:

@@ -5,8 +5,10 @@ processes as before, more, fewer, or one. Its index, a pickle, is not written: `
 beside all that is not sharded, so that nothing is ever read but by `weights_only`.
 """
 
+import dataclasses
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo, _StoragePrefix
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -25,6 +27,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
@@ -75,6 +78,14 @@ class Writer(FileSystemWriter):
     def __init__(self, folder: Path, rest: dict[str, Any], path: Path) -> None:
         super().__init__(folder)
         self.folder, self.rest, self.destination = folder, rest, path
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Files of another save have other names: who reads while it is replaced misses one, and never mixes two."""
+        step, save = self.rest.get("global_step", 0), uuid.uuid4().hex[:8]
+        return [
+            dataclasses.replace(plan, storage_data=_StoragePrefix(f"step={step}-{save}-process={i}-"))
+            for i, plan in enumerate(plans)
+        ]
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
         """On the first process, when all have written."""
