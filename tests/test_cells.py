@@ -27,6 +27,7 @@ def test_ranges_globs_and_what_a_run_brought():
     found, _ = grid("--multirun", "run=a", "sampler=ddim", "++sampler.grid='a b'", "sampler.steps=range(2,6,2)")
     assert found == [["sampler=ddim", "++sampler.grid='a b'", f"sampler.steps={n}"] for n in (2, 4)]
     assert cells.settings(found[0]) == {"sampler": "ddim", "sampler.grid": "'a b'", "sampler.steps": "2"}
+    assert cells.settings(["sampler=ddim", "sampler.steps=2", "sampler.steps=3"])["sampler.steps"] == "3"  # typed last
     lengths, rest = grid("-m", "run=a", "ema=0.05,0.10", "sampler=ddim")
     assert rest == ["run=a"] and lengths == [[f"ema={length}", "sampler=ddim"] for length in ("0.05", "0.1")]
     every, _ = grid("-m", "sampler=glob(*heun)")

@@ -67,8 +67,19 @@ def test_the_key_tells_protocols_apart_and_nothing_else():
         "extractor": {"name": "digits", "sha256": "ac"},
         "labels": "random",
         "nfe": 51,
+        "metric": "fid_1k",
+        "num_samples": 1001,
+        "reference": {**PROTOCOL["reference"], "split": "test"},
+        "quantisation": "truncated",
+        "resize": "bilinear",
+        "guidance": {"scale": 2.0},
+        "run": "runs/b",
+        "arguments": {"splits": 5},
+        "source": {"file": "theirs.npz"},
+        "code": {"commit": "ef"},
         "computing": {**PROTOCOL["computing"], "precision": "bf16-mixed"},
     }
+    assert {f.name for f in dataclasses.fields(Record)} == {*changes, *same, "standard_error"}
     keys = {Record(**PROTOCOL | {name: value}).key for name, value in changes.items()}
     assert len(keys) == len(changes) and key not in keys
 

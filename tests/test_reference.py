@@ -70,6 +70,15 @@ def test_a_split_is_built_once_and_kept(tmp_path):
     torch.testing.assert_close(third.reference.mean, truth().mean)
 
 
+def test_what_an_extractor_without_a_name_of_its_weights_finds_is_not_kept(tmp_path):
+    for _ in range(2):
+        network = Pixels()
+        network.sha256 = None
+        reference.use([FrechetDistance(network)], Raw(tmp_path), "train")
+        assert network.seen == 60
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_that_start_together_build_it_once(tmp_path):
     metrics = [FrechetDistance(Pixels()) for _ in range(4)]
     threads = [threading.Thread(target=reference.use, args=([m], Raw(tmp_path), "train")) for m in metrics]

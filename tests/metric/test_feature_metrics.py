@@ -18,6 +18,7 @@ from triptych.metric import (
     Statistics,
     feature_metrics,
 )
+from triptych.metric.precision_recall import neighbour_radii_sq, share_inside
 
 
 class Pixels(nn.Module):
@@ -149,8 +150,6 @@ def test_precision_and_recall_equal_a_loop(k):
 
 
 def test_precision_and_recall_in_blocks():
-    from triptych.metric.precision_recall import neighbour_radii_sq, share_inside
-
     x, y = normal(40, 1).double(), normal(30, 2, 1.3).double()
     whole, parts = neighbour_radii_sq(x, 3), neighbour_radii_sq(x, 3, block=7)
     torch.testing.assert_close(whole, parts)
@@ -163,6 +162,14 @@ def test_precision_and_recall_of_narrow_and_of_equal_samples():
     assert float(same["precision"]) == float(same["recall"]) == 1
     narrow = filled(PrecisionRecall(Pixels()), real, normal(200, 2, 0.3)).compute()
     assert float(narrow["precision"]) > 0.95 and float(narrow["recall"]) < 0.2
+
+
+def test_a_ball_holds_its_surface():
+    """Eq. 1 has <=: the k-th neighbour itself is inside."""
+    line = torch.arange(4.0, dtype=torch.float64)[:, None]
+    radii = neighbour_radii_sq(line, 1)
+    assert radii.tolist() == [1, 1, 1, 1]
+    assert float(share_inside(torch.tensor([[-1.0], [-1.5]], dtype=torch.float64), line, radii)) == 0.5
 
 
 # Inception score

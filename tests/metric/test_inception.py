@@ -147,6 +147,16 @@ def test_offline_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch):
     assert ADDRESS.startswith("https://") and ADDRESS.endswith(FILE)
 
 
+def test_another_file_is_refused_in_a_sentence(tmp_path):
+    torch.save({"ema": {}, "state_dict": {}}, tmp_path / "last.ckpt")
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for name in ("last.ckpt", "page.pth", "empty.pth"):
+        with pytest.raises(ValueError, match=f"{name} does not hold the weights of the Inception") as error:
+            Inception(tmp_path / name)
+        assert len(str(error.value)) < 400
+
+
 @pytest.mark.slow
 def test_yamls_with_weights_of_ones_own(network, tmp_path, monkeypatch):
     torch.save(network.state_dict(), tmp_path / "weights.pth")
@@ -154,6 +164,8 @@ def test_yamls_with_weights_of_ones_own(network, tmp_path, monkeypatch):
     fid = instantiate(OmegaConf.load(ROOT / "conf" / "metric" / "fid.yaml"))
     assert isinstance(fid, FrechetDistance) and fid.extractor.name == "inception"
     assert fid.extractor.sha256 == sha256_of(tmp_path / "weights.pth")
+    with pytest.warns(UserWarning, match="not 6726825d"):
+        fid.update(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), real=True)
     metrics = instantiate(OmegaConf.load(ROOT / "conf" / "metric" / "inception.yaml"))
     assert set(metrics) == {"fid", "kid", "inception_score", "precision_recall"}
     assert len({id(metric.extractor) for metric in metrics.values()}) == 1

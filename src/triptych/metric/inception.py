@@ -1,3 +1,4 @@
+import pickle
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from triptych.metric.published import published, sha256_of
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
+PUBLISHED = "6726825d"  # beginning of the file's sha256
 SIZE = 299
 
 # A branch is a chain of convolutions (name, output channels, kernel, stride, padding), begun by a pooling or not.
@@ -59,11 +61,23 @@ class Inception(nn.Module):
         self.sha256: str | None = None
         if pretrained:
             path = published(ADDRESS, weights, variable="TRIPTYCH_INCEPTION")
-            self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            try:
+                self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            except (RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+                raise ValueError(
+                    f"{path} does not hold the weights of the Inception of 2015 as torch-fidelity publishes them: "
+                    f"download {ADDRESS}."
+                ) from error
             self.sha256 = sha256_of(path)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.sha256 is not None and not self.sha256.startswith(PUBLISHED):
+            warnings.warn(
+                f"These weights are not those of every other FID (sha256 {self.sha256[:8]}, not {PUBLISHED}): "
+                "the number compares with nobody's.",
+                stacklevel=2,
+            )
         x = (tensorflow_resize(self.colour(images).float(), SIZE) - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
