@@ -174,7 +174,8 @@ class Evaluator:
         shown: bool = False,
     ) -> dict[str, float]:
         """Scores the split's images, or the first `count` of them, every rank its share."""
-        images = self.dataset.images(self.against)[:count]
+        images = self.dataset.images(self.against)
+        images = images if count is None else images[:count]
         self.prepare(device)
         self.notes = []
         first, end = rank * len(images) // world, (rank + 1) * len(images) // world

@@ -2,8 +2,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
-from triptych.dataset import NPZ
+from triptych import doctor, reference
+from triptych.dataset import NPZ, base
+from triptych.dataset.store import Rows
+from triptych.metric import FrechetDistance, fd_extractor
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 3, 4, 4), dtype=np.uint8)
 LABELS = np.arange(12) % 4
@@ -93,3 +97,28 @@ def test_what_has_been_removed_is_known_and_what_is_open_can_still_be_read(tmp_p
     assert source.gone() is None
     shutil.rmtree(cache)
     assert source.gone().name == "images.bin" and np.array_equal(source._load("train")[0], IMAGES)
+
+
+def test_a_part_of_a_large_set_is_read_as_it_is_asked_for(tmp_path, monkeypatch):
+    """Statistics, the doctor's page and validation see the same images as where they are copied into memory."""
+    images = np.random.default_rng(1).integers(0, 256, (300, 1, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(300) % 4)
+    options = {"channels": 1, "resolution": 8, "holdout": 0.3, "global_batch_size": 7}
+
+    def seen(cache):
+        dataset, metric = (
+            data(tmp_path, cache=str(tmp_path / cache), **options),
+            FrechetDistance(fd_extractor("digits")),
+        )
+        page = list(doctor.examine(dataset, metric))
+        reference.use([metric], dataset, "train")
+        metric.update(torch.from_numpy(images[:100]), real=False)
+        batches = torch.cat([batch[0] for batch in dataset.val_dataloader()])
+        return dataset.images("train"), page, float(metric.compute()), batches
+
+    copied, *small = seen("small")
+    monkeypatch.setattr(base, "IN_MEMORY", 0)
+    read, *large = seen("large")
+    assert isinstance(read, Rows) and isinstance(copied, np.ndarray)
+    assert np.array_equal(read[:], copied) and (read.shape, len(read)) == (copied.shape, len(copied))
+    assert small[:2] == large[:2] and torch.equal(small[2], large[2])

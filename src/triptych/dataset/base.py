@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from triptych.dataset.augment import PARAMETERS, augment
 from triptych.dataset.batches import Batch, TrainBatches, ValidationBatches, per_device_batch_size
 from triptych.dataset.order import AUGMENT, DEQUANTISE, Order, bits, held_out, uniforms
 from triptych.dataset.pixels import Buffers, normalise
-from triptych.dataset.store import MappedStore, Store
+from triptych.dataset.store import MappedStore, Rows, Store
 from triptych.image import dequantise
 
 Cond = Tensor | dict[str, Tensor] | None
@@ -115,7 +116,8 @@ class Dataset(LightningDataModule, ABC):
         """The raw images of a split, uint8 [N, C, H, W], in the order of the files: never augmented (T-F6).
 
         "train" is what is trained on; "val" the held-out images, or the test split if nothing is held out;
-        "test" the source's own test split, or the held-out images if it has none.
+        "test" the source's own test split, or the held-out images if it has none. A part of a large set on disk is
+        read as it is asked for (`store.Rows`).
         """
         return self._split(split)[0]
 
@@ -146,7 +148,9 @@ class Dataset(LightningDataModule, ABC):
         if not self.holdout:
             return images, labels
         kept = held_out(len(images), self.holdout) == (split != "train")
-        return images[kept], None if labels is None else labels[kept]
+        mapped = isinstance(images, np.memmap) and images.nbytes > IN_MEMORY
+        part: Any = Rows(images, np.flatnonzero(kept)) if mapped else images[kept]
+        return part, None if labels is None else labels[kept]
 
     def _load(self, split: str) -> tuple[np.ndarray, np.ndarray | None]:
         """`arrays`, checked and remembered."""

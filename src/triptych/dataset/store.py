@@ -64,6 +64,31 @@ class MappedStore:
         return mirror(batch, rows >= self.size, out=batch) if self.flip else batch
 
 
+class Rows:
+    """Some rows of a memory map, which are read when they are asked for; an array of them would be a copy in memory.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        rows: int64 [M], those that there are.
+    """
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray) -> None:
+        self.images, self.rows = images, rows
+        self.shape, self.dtype, self.ndim = (len(rows), *images.shape[1:]), images.dtype, images.ndim
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | slice | np.ndarray) -> np.ndarray:
+        return self.images[self.rows[key]]
+
+    def min(self) -> int:
+        return min(int(self[i : i + 4096].min()) for i in range(0, len(self), 4096))
+
+    def max(self) -> int:
+        return max(int(self[i : i + 4096].max()) for i in range(0, len(self), 4096))
+
+
 def mirror(x: Tensor, which: Tensor, out: Tensor | None = None) -> Tensor:
     """The same images, some mirrored: by a gather, as torch.where takes ten times as long. [B, ...], bool [B]."""
     count = len(x)
