@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from oracles import Mixture
@@ -117,6 +118,29 @@ def test_a_single_image_has_no_standard_error():
     assert evaluator.record("bits_per_dim", list(values.values()), None, 1, **said).standard_error is None
     evaluator.measure_denoiser(oracle(), "cpu", count=2)
     assert evaluator.record("bits_per_dim", list(values.values()), None, 2, **said).standard_error > 0
+
+
+def test_a_likelihood_is_given_the_images_own_labels():
+    class Labelled(Data):
+        conditional = True
+
+        def labels(self, split):
+            return np.arange(40) % 3
+
+    class Told(Mixture):
+        def __call__(self, x_t, t, cond=None):
+            told.append(cond)
+            return super().__call__(x_t, t)
+
+    told: list = []
+    denoiser = Told(VP(), torch.zeros(1, 1, 2, 2), std=0.5)
+    said = {"weights": "raw", "guidance": None, "images_seen": 0, "world_size": 1, "computing": None, "run": "a"}
+    for data, labels in ((Labelled(), "the images' own"), (Data(), None)):
+        told.clear()
+        evaluator = Evaluator(BitsPerDim(steps=1), "bits_per_dim", data)
+        values = evaluator.measure_denoiser(denoiser, "cpu", count=5)
+        assert all(c is None if labels is None else c.tolist() == [0, 1, 2, 0, 1] for c in told) and told
+        assert evaluator.record("bits_per_dim", list(values.values()), None, 5, **said).labels == labels
 
 
 @pytest.mark.parametrize(

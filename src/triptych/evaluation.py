@@ -178,13 +178,17 @@ class Evaluator:
         images = images if count is None else images[:count]
         self.prepare(device)
         self.notes = []
+        # A conditional network is told the images' own labels: it may know no other way
+        labels = self.dataset.labels(self.against) if getattr(self.dataset, "conditional", False) else None
         first, end = rank * len(images) // world, (rank + 1) * len(images) // world
         error: Exception | None = None
         try:
             with evaluating(denoiser), bar(self.name, end - first, shown) as advance:
                 for i in range(first, end, 100):
                     chunk = torch.from_numpy(images[i : min(i + 100, end)].copy()).to(device)
-                    self.metric.update(denoiser, chunk, index=torch.arange(i, i + len(chunk)))
+                    index = torch.arange(i, i + len(chunk))
+                    cond = None if labels is None else torch.from_numpy(labels[i : i + len(chunk)].copy()).to(device)
+                    self.metric.update(denoiser, chunk, cond, index=index)
                     advance(len(chunk))
         except Exception as failure:
             error = failure
@@ -221,7 +225,7 @@ class Evaluator:
             "seeds": {"seed": job.seed, "first": job.first, "last": job.first + job.count - 1, "blocks": len(values)}
             if job
             else {"seed": getattr(metric, "seed", 0), "blocks": len(values)},
-            "labels": job.labels if job else None,
+            "labels": job.labels if job else "the images' own" if getattr(self.dataset, "conditional", False) else None,
             "standard_error": None if error is None or math.isnan(error) else error,  # of one image there is none
             "arguments": getattr(metric, "arguments", None) or None,
         }
