@@ -69,6 +69,21 @@ def test_the_loss_per_noise_level_is_the_last_one_in_every_bin(table):
     assert drawn["data"][0]["y"][5] == pytest.approx(sum(last) / 2, rel=1e-4)
 
 
+def test_the_open_bins_stand_outside_of_all_others():
+    ends = {"below_-10": 4.0, "-10_to_-8": 3.0, "8_to_10": 2.0, "above_10": 1.0}
+    run = Run("one", scalars={f"val/eps_mse/log_snr_{name}": [(1.0, 1.0, value)] for name, value in ends.items()})
+    (line,) = choice(report.build([run]), "noise", "val/eps_mse")["data"]
+    assert line["x"] == [-11, -9, 9, 11] and line["y"] == list(ends.values())
+
+
+def test_a_sampler_is_as_fast_as_its_records_say(tmp_path):
+    synthetic.run(tmp_path / "run", ["formulation=edm"], pictures=False)
+    synthetic.write_record(tmp_path / "run", 0.5, sampler=synthetic.dpm_solver(10), nfe=10, images_per_second=321.0)
+    table = report.build([report.read(tmp_path / "run", "run")])
+    (bar,) = choice(table, "cost", "sampling, images/s, DPMSolver 10")["data"]
+    assert bar["x"] == [321.0]
+
+
 def test_a_curve_of_many_points_is_thinned_and_says_so(table):
     run = Run("long", config=table.runs[0].config)
     run.scalars["train/loss"] = [(float(k), float(k), 1.0 / (k + 1)) for k in range(100_000)]

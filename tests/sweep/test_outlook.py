@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from types import SimpleNamespace
 
@@ -73,6 +74,10 @@ def test_a_trial_is_busy_where_another_machine_was_heard_of_lately(tmp_path):
     assert grid.busy(trial) == "process 7 on elsewhere"
     os.utime(path, (time.time() - 2 * grid.SILENT,) * 2)
     assert not grid.busy(trial)
+    here = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
+    path.write_text(json.dumps(here))
+    os.utime(path, (time.time() - 2 * grid.SILENT,) * 2)
+    assert grid.busy(trial)  # its process is alive, however long it has said nothing
     path.write_text(json.dumps({"state": "finished", "host": "elsewhere", "pid": 7}))
     assert not grid.busy(trial)
 
