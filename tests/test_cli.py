@@ -58,6 +58,7 @@ UNFIT = {
     "formulation=score_sde sampler=annealed_langevin": ["AnnealedLangevin", "geometric, ve", "predictor_corrector"],
     "sampler=ancestral sampler.variance=learned": ["variance"],
     "model=mlp": ["dataset=digits holds images", "model=unet_small"],
+    "dataset.conditional=true": ["labels", "model.num_classes=10"],
     "dataset=toy model=unet_small": ["dataset=toy holds points", "model=mlp"],
     "global_batch_size=0": ["global_batch_size", "at least 1", "got 0"],
     "global_batch_size=-5": ["global_batch_size", "got -5"],

@@ -78,6 +78,12 @@ def _check_model(config: DictConfig, choices: Mapping[str, str]) -> None:
         name = key.split(".")[0]
         if _whole(value) and value < (0 if name in MAY_BE_ZERO else 1):
             raise ValueError(f"model.{name} must be at least {0 if name in MAY_BE_ZERO else 1}, got {value}.")
+    classes = OmegaConf.select(config, "dataset.num_classes")
+    if classes and OmegaConf.select(config, "dataset.conditional") and not model.get("num_classes", classes):
+        raise ValueError(
+            "dataset.conditional=true gives labels to the network, which knows of none: "
+            f"type model.num_classes={classes}, or dataset.conditional=false."
+        )
     points = OmegaConf.select(config, "dataset.resolution") is None
     if points != ("resolution" not in model):
         kinds = ("points", "images") if points else ("images", "points")

@@ -105,7 +105,8 @@ class Job:
                     f"{type(self.denoiser).__name__} guides towards a label: give labels=0, a list of them, or random."
                     if self.num_classes
                     else f"{type(self.denoiser).__name__} guides towards a label, but this model was trained without "
-                    "them: drop guidance=…, or train with dataset.conditional=true formulation.label_dropout=0.1."
+                    "them: drop guidance=…, or train with dataset.conditional=true model.num_classes=<how many> "
+                    "formulation.label_dropout=0.1."
                 )
             return
         if not self.num_classes:
