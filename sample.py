@@ -90,7 +90,7 @@ def sample(config: DictConfig) -> None:
         "quantisation": "uint8, floor(127.5 x + 128)" if samples.ndim == 4 else "none",
         "world_size": world,
         "device": str(job.device),
-        "computing": computing(fabric.strategy.precision.precision, formulation, job.device, job.block),
+        "computing": computing(fabric.strategy.precision.precision, formulation.model, job.device, job.block),
         "code": code_version(),
     }
     write_json(out / "record.json", record)

@@ -29,6 +29,7 @@ VALUED_OPTIONS = (  # Hydra's, each followed by a value
     *("--experimental-rerun", "-i", "--info"),  # the last two may go without
 )
 MODES = ("-r", "--run", "-m", "--multirun", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")  # one of them
+NO_DEFAULT = "Say {}=…, it has no default; see --help."
 NO_NAME = re.compile(r"(?i:null|true|false)|[-+.\d]*")  # of an option: Hydra gives a traceback for it
 OPTIONS = (*MODES, "-h", "--help", "--hydra-help", "--version", "--resolve")
 
@@ -230,7 +231,7 @@ def attempt(build: Callable[[], Built], name: str) -> tuple[Built | None, str]:
 def need(config: DictConfig, key: str) -> None:
     """Refuses a config in which a setting without default has been left out."""
     if OmegaConf.is_missing(config, key):
-        raise ValueError(f"Say {key}=…, it has no default; see --help.")
+        raise ValueError(NO_DEFAULT.format(key))
 
 
 def explain(error: Exception, *names: str) -> str:
@@ -253,7 +254,7 @@ def explain(error: Exception, *names: str) -> str:
         hint = f"did you mean {' or '.join(near)}?" if near else "see --help, or --cfg job for every key."
         return f"There is no setting {wanted!r}: {hint}"
     if mandatory := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"Say {mandatory[1]}=…, it has no default; see --help."
+        return NO_DEFAULT.format(mandatory[1])
     if written := getattr(error, "override", None):  # what Hydra's parser does not understand
         return f"{written!r} cannot be read: write key=value, with brackets and quotes closed."
     first = [line.strip() for line in text.splitlines() if line.strip()]
@@ -423,7 +424,7 @@ def run_arguments(arguments: list[str], nodes: tuple[str, ...], instead: tuple[s
     run = given.get("run")
     asks = any(a.startswith("-") and a not in ("-m", "--multirun", "-r", "--run") for a in arguments)  # for a page
     if not run and not asks and not {key.lstrip("+") for key in given} & {"run", *instead}:
-        raise ValueError("Say run=…, it has no default; see --help.")
+        raise ValueError(NO_DEFAULT.format("run"))
     if not run or any(a in ("--help", "-h", "--hydra-help") for a in arguments):
         return arguments
     config = _stored_config(Path(run))
