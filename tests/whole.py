@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 
 from triptych import cli, tracking
 from triptych.callback import Checkpoint
-from triptych.callback.hooks import without_empty
+from triptych.callback.hooks import lighten, without_empty
 
 
 @contextlib.contextmanager
@@ -32,5 +32,6 @@ def job(folder, *overrides, before=(), after=()):
             plugins=[next(c for c in callbacks if isinstance(c, Checkpoint)).io()],
             default_root_dir=folder,
         )
+        lighten(trainer, formulation)
         trainer.loggers = [tracking.MetricsCSV(folder / "metrics.csv")]
     return trainer, formulation, dataset

@@ -23,7 +23,7 @@ from triptych import cli, compilation, disk, run, shard, status, tracking
 from triptych.callback import Checkpoint, Evaluate, Likelihood, Samples, Status, Stop
 from triptych.callback.clock import images_seen
 from triptych.callback.guard import NotFinite
-from triptych.callback.hooks import without_empty
+from triptych.callback.hooks import lighten, without_empty
 from triptych.dataset import per_device_batch_size
 from triptych.formulation import Formulation
 from triptych.noise import seed_of
@@ -73,6 +73,7 @@ class Job:
             plugins=[(checkpoint or Checkpoint()).io(), *_environment()],
             default_root_dir=folder,
         )
+        lighten(trainer, formulation)
         shard.check(trainer, formulation, bool(config.compile), checkpoint.sharded if checkpoint else None)
         compilation.check(config.compile, config.trainer.precision, trainer.strategy.root_device)
         return cls(folder, dataset, formulation, callbacks, status, trainer, asked)

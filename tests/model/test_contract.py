@@ -157,20 +157,31 @@ def test_shared_backbones_tell_noise_levels_apart(name, noise_range):
     assert (rescaled > 0.01 * rescaled[0]).sum() >= 2 * (flat > 0.01 * flat[0]).sum()
 
 
-@pytest.mark.parametrize("name", ["unet", "ncsnpp", "dit"])
-def test_checkpointing_changes_no_gradient(name):
+@pytest.mark.parametrize("name", ["unet", "ncsnpp", "dit", "ncsn", "ncsnv2"])
+def test_checkpointing_changes_no_gradient_and_keeps_less(name):
     model = build(name).train()
     for module in model.modules():
         if hasattr(module, "dropout"):
             module.dropout = 0.5  # the recomputed pass must draw the same mask
     x, c_noise = inputs(model)
-    grads = []
-    for model.checkpointing in (False, True):
+    weights = {p.data_ptr() for p in model.parameters()}
+    grads, kept = [], []
+
+    def pack(tensor):
+        kept[-1] += tensor.numel() * (tensor.data_ptr() not in weights)
+        return tensor
+
+    network = model.network if hasattr(model, "network") else model
+    for network.checkpointing in (False, True):
         model.zero_grad()
         torch.manual_seed(1)
-        model(x, c_noise).square().mean().backward()
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(x, c_noise).square().mean()
+        loss.backward()
         grads.append([p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(*grads)
+    assert kept[1] < kept[0] / 4
 
 
 @pytest.mark.parametrize("name", ["unet", "adm", "ddpmpp", "ncsnpp", "ncsnv2"])

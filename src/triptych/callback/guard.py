@@ -32,10 +32,10 @@ class NotFinite(ArithmeticError):
 class Guard(Callback):
     """Skips a step with a non-finite loss or gradient, counts it, and ends training after some in a row.
 
-    Nothing waits for the device at a step: a non-finite loss makes its gradients so, hence the norm of all processes'
-    average; with fused optimizers the step itself is told on the device to change nothing, with others the gradient
-    is zeroed there (momentum goes on). The norms are read every `every_n_steps`. They are the same on every process,
-    hence what follows from them is.
+    Nothing waits for the device at a step: a non-finite loss makes its gradients so (see the end of
+    `Formulation.training_step`), hence the norm of all processes' average; with fused optimizers the step itself is
+    told on the device to change nothing, with others the gradient is zeroed there (momentum goes on). The norms are
+    read every `every_n_steps`. They are the same on every process, hence what follows from them is.
 
     Under 16-mixed the gradient scaler skips; there a longer row is endured, since it overflows to find its scale.
 
@@ -64,25 +64,20 @@ class Guard(Callback):
         self._scaler = getattr(trainer.precision_plugin, "scaler", None)
         pl_module.on_gradients = lambda optimizer, norm: self.judge(trainer.global_step, optimizer, norm)  # pyright: ignore
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if loss.requires_grad:
-            value = loss.detach()
-            loss.register_hook(lambda gradient: torch.where(value.isfinite(), gradient, torch.nan))
-
     @torch.no_grad()
     def judge(self, step: int, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
         """Called with the gradient's norm before clipping, before each optimizer step."""
         self._norms[step % len(self._norms)].copy_(norm)
         if self._scaler is not None:
             return
-        bad = ~norm.isfinite()
+        bad = (norm * 0).nan_to_num_(nan=1.0)  # 1 or 0, as the optimizers want it; in two kernels
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            optimizer.found_inf, optimizer.grad_scale = bad.float(), None  # pyright: ignore[reportAttributeAccessIssue]
+            optimizer.found_inf, optimizer.grad_scale = bad, None  # pyright: ignore[reportAttributeAccessIssue]
             return
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    p.grad.masked_fill_(bad, 0.0)
+                    p.grad.masked_fill_(bad > 0, 0.0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         draw = getattr(pl_module, "drawn", None)

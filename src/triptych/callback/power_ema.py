@@ -50,6 +50,7 @@ class PowerEMA(Callback):
         self.every_images, self.keep, self.every_steps, self.dtype = every_images, keep, every_steps, DTYPES[dtype]
         self.steps = Steps()
         self._averages: dict[float, dict[str, Tensor]] = {}
+        self._current: list[Tensor] | None = None  # this process's share of the weights, in the same memory
         self._at = 0  # images at the last update
         self._restored: dict[str, Any] = {}
         self._silenced = False
@@ -79,6 +80,7 @@ class PowerEMA(Callback):
             }
             for length in self.gammas
         }
+        self._current = None
         self._at = self._restored.get("at", images_seen(trainer))
         self._restored = {}
         self.steps.start(trainer)
@@ -133,9 +135,11 @@ class PowerEMA(Callback):
 
     @torch.no_grad()
     def _update(self, averages: dict[float, dict[str, Tensor]], pl_module: LightningModule, images: int) -> None:
-        current = [local(p.detach()) for p in parameters(pl_module).values()]
+        if self._current is None:
+            self._current = [local(p.detach()) for p in parameters(pl_module).values()]
         for length, average in averages.items():
-            lerp([local(v) for v in average.values()], current, 1 - decay(self._at, images, self.gammas[length]))
+            weight = 1 - decay(self._at, images, self.gammas[length])
+            lerp([local(v) for v in average.values()], self._current, weight)
 
     @staticmethod
     def _folder(trainer: Trainer) -> Path:

@@ -150,7 +150,8 @@ class Formulation(LightningModule, ABC):
         self.drawn = t, loss.detach()
         self.train_losses.add(loss, self.schedule.log_snr(t), weight)
         factor = REDUCTIONS[self.reduction] * x_0[0].numel() or 1.0
-        return factor * (weight * loss).mean()
+        total = factor * (weight * loss).mean()
+        return total * (1 + 0 * total.detach())  # not finite, even if overflown alone: then its gradients are NaN
 
     def validation_step(self, batch: tuple[Tensor, Cond], batch_idx: int) -> None:
         """The loss, and the error of eps, which is the same quantity in every formulation, at times spread evenly."""

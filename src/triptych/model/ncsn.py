@@ -20,6 +20,7 @@ class NCSN(nn.Module):
     Args:
         levels: L, the number of noise levels.
         channels, multipliers: the width of level i is channels * multipliers[i]; the last two levels do not halve.
+        checkpointing: recompute the blocks in the backward pass instead of storing their activations.
     """
 
     num_classes = 0
@@ -32,13 +33,14 @@ class NCSN(nn.Module):
         levels: int = 10,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.levels = in_channels, out_channels, levels
         widths = refine_widths(resolution, channels, multipliers)
         norm = partial(ConditionalInstanceNormPlus, levels=levels)
         pool = nn.AvgPool2d(5, stride=1, padding=2)
-        self.network = RefineNet(in_channels, out_channels, widths, norm, norm, pool)
+        self.network = RefineNet(in_channels, out_channels, widths, norm, norm, pool, checkpointing)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         label_of(cond, self.num_classes)

@@ -19,6 +19,7 @@ class NCSNv2(nn.Module):
     Args:
         channels, multipliers: the width of level i is channels * multipliers[i]; the last two levels do not halve.
             The paper's are [1, 2, 2, 2] at 32 and 64 pixels, [1, 2, 2, 4, 4] at 128 and [1, 2, 2, 2, 4, 4] at 256.
+        checkpointing: recompute the blocks in the backward pass instead of storing their activations.
     """
 
     num_classes = 0
@@ -30,12 +31,13 @@ class NCSNv2(nn.Module):
         resolution: int,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         widths = refine_widths(resolution, channels, multipliers)
         pool = nn.MaxPool2d(5, stride=1, padding=2)
-        self.network = RefineNet(in_channels, out_channels, widths, InstanceNormPlus, NoNorm, pool)
+        self.network = RefineNet(in_channels, out_channels, widths, InstanceNormPlus, NoNorm, pool, checkpointing)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition = None) -> Tensor:
         label_of(cond, self.num_classes)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 MakeNorm = Callable[[int], nn.Module]  # channels -> a module (x [B, C, H, W], index [B] or None) -> [B, C, H, W]
 
@@ -20,6 +21,7 @@ class RefineNet(nn.Module):
         norm: of the residual blocks.
         refine_norm: of the refine blocks.
         pool: the 5x5 pooling of the refine blocks.
+        checkpointing: recompute the blocks in the backward pass instead of storing their activations.
     """
 
     def __init__(
@@ -30,8 +32,10 @@ class RefineNet(nn.Module):
         norm: MakeNorm,
         refine_norm: MakeNorm,
         pool: nn.Module,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         last = len(widths) - 1
         self.input = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.residual = nn.ModuleList()  # two a level
@@ -52,12 +56,17 @@ class RefineNet(nn.Module):
         h = self.input(x)
         features = []
         for i, block in enumerate(self.residual):
-            h = block(h, index)
+            h = self._run(block, h, index)
             if i % 2:
                 features.append(h)
         for i, refine in enumerate(self.refine):
-            h = refine([features.pop(), h] if i else [features.pop()], index)
+            h = self._run(refine, [features.pop(), h] if i else [features.pop()], index)
         return self.output(F.elu(self.norm(h, index)))
+
+    def _run(self, block: nn.Module, h: Tensor | list[Tensor], index: Tensor | None) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(block, h, index, use_reentrant=False)
+        return block(h, index)
 
 
 class ResidualBlock(nn.Module):
