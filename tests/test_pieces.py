@@ -3,14 +3,12 @@
 import os
 import pickle
 import shutil
-import socket
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
+from processes import in_two, queue
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -30,11 +28,8 @@ def refuse(*_):
     raise OSError(28, "No space left on device")
 
 
-def save(rank, port, folder, said):
+def save(rank, folder, said):
     """In each of two processes: two checkpoints, and a third for which the second process has no room."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
     from lightning.pytorch.utilities import rank_zero_only
 
     rank_zero_only.rank = rank
@@ -59,7 +54,6 @@ def save(rank, port, folder, said):
             io.save_checkpoint(checkpoint(3), path)
             io.join()
         assert io.failed and io.written == 2
-    torch.distributed.destroy_process_group()
 
 
 def remember(said, original):
@@ -73,18 +67,8 @@ def remember(said, original):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    context = torch.multiprocessing.get_context("spawn")
-    said = context.Queue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers = [context.Process(target=save, args=(rank, port, folder, said)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        worker.kill()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    said = queue()
+    in_two(save, folder, said)
     assert said.get(timeout=5) == "A checkpoint cannot be written" and said.empty()  # by the first process alone
     return folder
 

@@ -1,13 +1,11 @@
 """A network shared out over two processes is the network: loss, gradients, averages, checkpoints, sampling."""
 
-import os
 import shutil
-import socket
 
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
+from processes import in_two, queue
 from scripts import TINY, assert_equal, call, shell
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -46,11 +44,8 @@ def loss_of(model, x, c_noise, target):
     return (model(x, c_noise) - target).square().mean()
 
 
-def compare(rank, port, found):
+def compare(rank, found):
     """In each of two processes: half a batch through a sharded network against all of it through a whole one."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     for name in NETWORKS:
         one, two, inputs = network(name), network(name), batch(name)
@@ -76,24 +71,13 @@ def compare(rank, port, found):
         average = shard.placed_like(torch.ones_like(p), q)
         assert average.placements == q.placements and torch.equal(shard.whole(average), torch.ones_like(p))
         found.put((rank, name))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_a_sharded_network_is_the_network():
     """The loss and the gradients of one global batch are those of one process; sampling needs no other process."""
-    context = torch.multiprocessing.get_context("spawn")
-    found = context.Queue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    workers = [context.Process(target=compare, args=(rank, port, found)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(240)
-        worker.kill()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    found = queue()
+    in_two(compare, found)
     assert {found.get(timeout=5) for _ in range(2 * len(NETWORKS))} == {
         (r, name) for r in range(2) for name in NETWORKS
     }

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import ports
 from scripts import ROOT, assert_equal
 from test_reliability import SHORT, rows
 from torch import nn
@@ -22,12 +22,6 @@ from triptych.noise import Step, from_generator
 from triptych.schedule import LinearBeta
 
 BATCH, STEPS = 32, 80
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Net(nn.Module):
@@ -92,7 +86,7 @@ def _rank(task, rank, world, port, argument, results):
 
 def on_two(task, argument=None):
     """The results of two processes, forked, so that nothing is imported anew."""
-    context, port = multiprocessing.get_context("fork"), free_port()
+    context, port = multiprocessing.get_context("fork"), ports()[0]
     results = context.SimpleQueue()
     processes = [context.Process(target=_rank, args=(task, r, 2, port, argument, results)) for r in range(2)]
     for p in processes:
@@ -148,7 +142,7 @@ def test_two_nodes_by_torchrun_stopped_and_continued_are_two_processes_by_script
     common = [a for a in SHORT if not a.startswith("trainer.max_steps")] + ["resume=auto"]
 
     def torchrun(folder, steps):
-        port = free_port()
+        port = ports()[0]
         nodes = [
             subprocess.Popen(
                 [

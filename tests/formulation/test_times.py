@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import in_two
 
 from triptych.formulation.times import (
     Levels,
@@ -161,20 +160,18 @@ def test_second_moment_is_in_the_checkpoint(tmp_path):
         assert torch.equal(found, expected)
 
 
-def _rank(rank, world, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+def _rank(rank, folder):
     schedule, times = Cosine(T=6), LossSecondMoment(T=6, history=3)
     for i in range(4):
         k = torch.randint(0, 6, (8,), generator=torch.Generator().manual_seed(10 * i + rank))
         times.update(schedule, schedule.levels[k].float(), k.float() + rank)
     torch.save(times.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_second_moment_is_the_same_on_every_rank(tmp_path):
     """T-K5: every rank has seen the losses of all, in the same order."""
-    mp.spawn(_rank, (2, str(tmp_path)), nprocs=2)
+    in_two(_rank, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert int(first["counts"].sum()) == 4 * 8 * 2
     assert all(torch.equal(first[key], second[key]) for key in first)

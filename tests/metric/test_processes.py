@@ -2,11 +2,11 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
+from processes import ports
 
 SCRIPT = """
 import json, os, sys, warnings
@@ -59,9 +59,7 @@ print("VALUES" + json.dumps(values))
 
 def run(shares: list[int]) -> list[dict[str, float]]:
     """The values each of len(shares) processes computes from its share of 160 samples."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    (port,) = map(str, ports())
     world = {"WORLD_SIZE": str(len(shares)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
