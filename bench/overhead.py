@@ -10,6 +10,7 @@ rounds take turns. Target: 500 us a step, at most half of what Lightning's defau
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
 import tempfile
@@ -133,7 +134,8 @@ def main() -> None:
     took: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(arguments.rounds + 1):
         for name, way in ways.items():
-            seconds = way(arguments.steps) / (arguments.steps - SKIPPED)
+            with contextlib.redirect_stdout(None):  # the bar's lines
+                seconds = way(arguments.steps) / (arguments.steps - SKIPPED)
             if i:
                 took[name].append(seconds * 1e6)
     median = {name: statistics.median(t) for name, t in took.items()}

@@ -92,10 +92,11 @@ class PowerEMA(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not self.steps.advanced(trainer):
             return
+        images = images_seen(trainer)
         if trainer.global_step % self.every_steps == 0:
-            self._update(self._averages, pl_module, images_seen(trainer))
-            self._at = images_seen(trainer)
-        if self.due(images_seen(trainer), trainer.datamodule.global_batch_size):  # pyright: ignore
+            self._update(self._averages, pl_module, images)
+            self._at = images
+        if self.due(images, trainer.datamodule.global_batch_size):  # pyright: ignore[reportAttributeAccessIssue]
             self.snapshot(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ The concrete file holds the paper's training box (`loss`) and its reading of the
 rest: times and noise drawn from (seed, rank, step) alone, label dropout, optimizer and warm-up, loss per noise level.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, TypedDict
@@ -23,6 +24,7 @@ from triptych.schedule import Schedule
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 REDUCTIONS = {"mean": 0.0, "sum": 1.0, "half_sum": 0.5}  # times the number of dimensions, if not 0
+EACH_STEP = "_current_fx_name", "_step", "drawn", "gradient_norm"  # attributes that every step sets
 GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, fill [0, 1) evenly
 
 
@@ -123,7 +125,7 @@ class Formulation(LightningModule, ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Lightning notes here which hook is running, forty times a step; a module would look through all its parts."""
-        if name == "_current_fx_name":
+        if name in EACH_STEP:
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -152,6 +154,8 @@ class Formulation(LightningModule, ABC):
         factor = REDUCTIONS[self.reduction] * x_0[0].numel() or 1.0
         total = factor * (weight * loss).mean()
         return total * (1 + 0 * total.detach())  # not finite, even if overflown alone: then its gradients are NaN
+
+    training_step.__signature__ = inspect.signature(training_step)  # else Lightning finds it out anew at each step
 
     def validation_step(self, batch: tuple[Tensor, Cond], batch_idx: int) -> None:
         """The loss, and the error of eps, which is the same quantity in every formulation, at times spread evenly."""
