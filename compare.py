@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from triptych import cli
+from triptych import cli, conf, refusal
 
 
 def compare(config: DictConfig) -> None:
@@ -18,7 +18,7 @@ def compare(config: DictConfig) -> None:
 
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportAssignmentType]
     console = Console(stderr=True)
-    with cli.refusals():
+    with refusal.refusals():
         out = report.check(settings)
         if settings["wandb"]:
             from triptych.report.remote import fetch
@@ -46,7 +46,7 @@ def compare(config: DictConfig) -> None:
 
         cli.quiet()
         logger = tracking.connect(
-            settings["summary"], out, cli.run_id(), {"runs": settings["runs"] or settings["wandb"]}
+            settings["summary"], out, conf.run_id(), {"runs": settings["runs"] or settings["wandb"]}
         )
         if logger is not None:
             log(logger.experiment, table, figures)

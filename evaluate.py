@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from triptych import cells, cli
+from triptych import cells, cli, conf, recall, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ INSTEAD = ("samples", "explain", "doctor")  # other things to do than to measure
 def prepare(arguments: list[str]) -> list[str]:
     """What the command line brings before Hydra reads it: the run's own settings, -m as a list of cells."""
     arguments = [f"explain=[{a[8:]}]" if a.startswith("explain=") and a[8:9] != "[" else a for a in arguments]
-    return cells.collect(cli.run_arguments(arguments, RUN_NODES, instead=INSTEAD))
+    return cells.collect(recall.run_arguments(arguments, RUN_NODES, instead=INSTEAD))
 
 
 def evaluate(config: DictConfig) -> None:
@@ -44,8 +44,8 @@ def evaluate_run(config: DictConfig) -> None:
     from triptych.evaluation import Evaluator
     from triptych.generate import computing, devices
 
-    with cli.refusals():
-        cli.need(config, "run")
+    with refusal.refusals():
+        refusal.need(config, "run")
         for node in ("metric", "dataset", *(() if config.grid else ("sampler",))):
             if OmegaConf.select(config, node) is None:
                 raise ValueError(f"The run does not say which {node} to use: give {node}=….")
@@ -59,7 +59,7 @@ def evaluate_run(config: DictConfig) -> None:
                 f"This run makes samples of {_times(made)}, but dataset={dataset.name} holds {_times(dataset.shape)}."
             )
         formulation = run.restore(checkpoint, config.run, weights)
-        evaluator = Evaluator(metric, cli.choices()["metric"], dataset, config.reference)
+        evaluator = Evaluator(metric, conf.choices()["metric"], dataset, config.reference)
         evaluator.check(config.num_samples)
         if config.grid and not evaluator.of_samples:
             raise ValueError(f"metric={evaluator.name} reads no samples, so no sampler shapes it: leave -m out.")
@@ -90,12 +90,12 @@ def evaluate_run(config: DictConfig) -> None:
         "run": str(config.run),
     }
     folder = run.folder_of(config.run)
-    with cli.refusals():
+    with refusal.refusals():
         evaluator.prepare(fabric.device, shown=rank == 0)
     _save_reference(config, evaluator, rank)
     if not evaluator.of_samples:
         common["weights"] = run.weights_profile(checkpoint, weights, config.run)
-        with cli.refusals():
+        with refusal.refusals():
             values = evaluator.measure_denoiser(formulation, fabric.device, config.num_samples, rank, world, rank == 0)
         if rank == 0:
             records = [
@@ -137,7 +137,7 @@ def evaluate_run(config: DictConfig) -> None:
                         found.setdefault(name, []).append(value)
             except Exception as error:
                 if not config.grid:
-                    with cli.refusals():
+                    with refusal.refusals():
                         raise
                 if rank == 0:
                     progress.say(f"Failed: {title}: {' '.join(str(error).split()) or type(error).__name__}")
@@ -160,7 +160,7 @@ def evaluate_run(config: DictConfig) -> None:
     if rank:
         return
     if not points:
-        cli.refuse("No sampler could be measured.")
+        refusal.refuse("No sampler could be measured.")
     if not config.grid:
         _tell(points[0].records, folder, notes)
         _log(config, stored, folder, points, [])
@@ -226,7 +226,7 @@ def _cells(
     found, refused = [], []
     for overrides in grid:
         settings = {key: value for key, value in cells.settings(overrides).items() if key in keys}
-        built, why = cli.attempt(lambda: cell(cells.compose("evaluate", [*said, *overrides]), settings), "evaluate")  # noqa: B023
+        built, why = refusal.attempt(lambda: cell(cells.compose("evaluate", [*said, *overrides]), settings), "evaluate")  # noqa: B023
         if built is None:
             refused.append((tradeoff.name_of(settings, None), why))
         else:
@@ -268,7 +268,7 @@ def evaluate_images(config: DictConfig) -> None:
     from triptych.evaluation import Evaluator
     from triptych.generate import devices
 
-    with cli.refusals():
+    with refusal.refusals():
         if not OmegaConf.is_missing(config, "run"):
             raise ValueError("Give run=… or samples=…, not both: a run makes its own samples.")
         if OmegaConf.select(config, "dataset") is None and config.reference in reference.SPLITS:
@@ -276,7 +276,7 @@ def evaluate_images(config: DictConfig) -> None:
         if OmegaConf.select(config, "metric") is None:
             raise ValueError("Say what to measure: metric=fid, or another.")
         dataset = instantiate(config.dataset) if OmegaConf.select(config, "dataset") is not None else None
-        evaluator = Evaluator(instantiate(config.metric), cli.choices()["metric"], dataset, config.reference)
+        evaluator = Evaluator(instantiate(config.metric), conf.choices()["metric"], dataset, config.reference)
         if not evaluator.of_samples:
             raise ValueError(f"metric={evaluator.name} needs a model, not samples: give run=…, or another metric.")
         images = collection.read(config.samples, shown=True)
@@ -304,7 +304,7 @@ def explain(config: DictConfig) -> None:
     """In what ways two numbers were measured differently."""
     from triptych import explain
 
-    with cli.refusals():
+    with refusal.refusals():
         names = OmegaConf.to_container(config.explain)
         if not isinstance(names, list) or len(names) != 2:
             raise ValueError("explain takes two records: explain=<run>/evaluations/a.json,<run>/evaluations/b.json.")
@@ -317,7 +317,7 @@ def doctor(config: DictConfig) -> None:
 
     from triptych.doctor import examine
 
-    with cli.refusals():
+    with refusal.refusals():
         if OmegaConf.select(config, "dataset") is None:
             raise ValueError("Say which dataset to look at: doctor=true dataset=digits.")
         dataset = instantiate(config.dataset)
@@ -354,7 +354,7 @@ def _tell(records: list["Record"], folder: "Path", notes: list[str]) -> None:
 
 def _save_reference(config: DictConfig, evaluator: "Evaluator", rank: int) -> None:
     if config.save_reference and rank == 0:
-        with cli.refusals():
+        with refusal.refusals():
             path = evaluator.save_reference(config.save_reference)
         print(f"  {_short(path)}: mu and sigma of the reference")
 

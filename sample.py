@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from triptych import cli
+from triptych import cli, recall, refusal
 
 RUN_NODES = ("sampler",)  # what the run's own config answers for, unless the command line says otherwise
 
@@ -21,8 +21,8 @@ def sample(config: DictConfig) -> None:
     from triptych.record import code_version, describe_sampler, write_json
 
     cli.quiet()
-    with cli.refusals():
-        cli.need(config, "run")
+    with refusal.refusals():
+        refusal.need(config, "run")
         if OmegaConf.select(config, "sampler") is None:
             raise ValueError("The run does not say which sampler to use: give sampler=…, e.g. sampler=ddim.")
         sampler = run.build(run.plain(config.sampler))
@@ -100,4 +100,4 @@ def sample(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.command("sample", sample, prepare=lambda arguments: cli.run_arguments(arguments, RUN_NODES))
+    cli.command("sample", sample, prepare=lambda arguments: recall.run_arguments(arguments, RUN_NODES))

@@ -2,18 +2,18 @@
 
 from omegaconf import DictConfig
 
-from triptych import cli
+from triptych import cli, refusal
 
 
 def sweep(config: DictConfig) -> None:
     from triptych.sweep.arguments import check
 
-    with cli.refusals():
+    with refusal.refusals():
         check(config)
     try:
         import optuna  # noqa: F401
     except ImportError:
-        cli.refuse("Searching needs Optuna: pip install -e '.[sweep]'.")
+        refusal.refuse("Searching needs Optuna: pip install -e '.[sweep]'.")
     from triptych.sweep.search import search
 
     search(config)

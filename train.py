@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from triptych import cli
+from triptych import cli, recall
 
 
 def train(config: DictConfig) -> None:
@@ -28,4 +28,4 @@ def train(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.command("train", train, prepare=cli.resume_arguments)
+    cli.command("train", train, prepare=recall.resume_arguments)

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from triptych import cli
+from triptych import conf
 
 HERE = Path(__file__).resolve().parent
 QUICK = ("digits_", "fashion_")
@@ -34,7 +34,7 @@ The quick ones, for a laptop: `digits_*` and `fashion_*` for `ddpm`, `ncsn`, `vp
 
 def paper(name: str) -> str:
     """The first arXiv number that the yaml, or the one it builds on, names."""
-    path = cli.CONF / "experiment" / f"{name}.yaml"
+    path = conf.FOLDER / "experiment" / f"{name}.yaml"
     text = path.read_text()
     number = text.partition("arXiv:")[2][:10]
     return f"[{number}](https://arxiv.org/abs/{number})"
@@ -60,10 +60,10 @@ def row(name: str, config: DictConfig) -> list[str]:
 
 
 def main() -> None:
-    cli.register_resolvers()
+    conf.register_resolvers()
     lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        for name in cli.options("experiment"):
+    with initialize_config_dir(str(conf.FOLDER), version_base="1.3"):
+        for name in conf.options("experiment"):
             if not name.startswith(QUICK):
                 lines.append("| " + " | ".join(row(name, compose("train", [f"experiment={name}"]))) + " |")
     (HERE / "recipes.md").write_text(TEXT + "\n".join(lines) + "\n" + AFTER)

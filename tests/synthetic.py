@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 
-from triptych import cli
+from triptych import conf
 from triptych.record import Record
 
 Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -36,8 +36,8 @@ BINS = [f"{a}_to_{a + 2}" for a in range(-10, 10, 2)]
 def composed(choices: str) -> dict:
     """The config that train.py would write, with the options that were chosen."""
     GlobalHydra.instance().clear()
-    cli.register_resolvers()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    conf.register_resolvers()
+    with initialize_config_dir(str(conf.FOLDER), version_base="1.3"):
         config = compose("train", [*choices.split(), "logger=none", "name=synthetic"], return_hydra_config=True)
         chosen = {
             k.split("@")[0]: v for k, v in config.hydra.runtime.choices.items() if not k.startswith("hydra") and v

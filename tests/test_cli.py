@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from scripts import ROOT, TINY, call, shell
 
-from triptych import cli, image, run
+from triptych import cli, conf, image, recall, refusal, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Lightning says in passing; ours are errors elsewhere
 
@@ -28,7 +28,7 @@ def nowhere(tmp_path, monkeypatch):
 
 def refused(done, *parts):
     """Exactly one sentence on stderr, nothing on stdout, and every part in the sentence."""
-    assert done.code == cli.BAD_INPUT and not done.out, done
+    assert done.code == refusal.BAD_INPUT and not done.out, done
     assert len(done.err.splitlines()) == 1 and done.err.count(".py: ") >= 1, done.err
     for part in parts:
         assert part in done.err, done.err
@@ -116,11 +116,11 @@ def test_a_folder_that_holds_a_run_is_not_trained_in_again(nowhere):
 def saved(tmp_path_factory):
     """A run folder as train.py leaves it, with an untrained network: (folder, checkpoint)."""
     folder = tmp_path_factory.mktemp("runs") / "a"
-    cli.register_resolvers()
+    conf.register_resolvers()
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf.FOLDER), version_base="1.3"):
         config = compose("train", [*TINY, "sampler.steps=3", "callback.evaluate.name=fd_digits"])
         OmegaConf.update(config, "logger", None, force_add=True)
         config.name = "test"
@@ -327,7 +327,7 @@ def test_a_stored_config_cannot_call_anything_else(node, how, saved, nowhere):
     folder = copy(saved, nowhere, change)
     script = "sample.py" if node in ("formulation", "sampler") else "evaluate.py"
     done = call(script, f"run={folder}", "num_samples=1", cwd=nowhere)
-    assert done.code == cli.BAD_INPUT and len(done.err.splitlines()) == 1, done
+    assert done.code == refusal.BAD_INPUT and len(done.err.splitlines()) == 1, done
     assert not mark.exists()
     with pytest.raises(ValueError, match="not allowed|stands for something else"):
         run.build(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))[node])
@@ -351,7 +351,7 @@ def test_only_our_own_classes_are_on_the_list(target):
 
 def test_every_target_of_our_yamls_is_on_the_list():
     for group in ("schedule", "model", "formulation", "sampler", "guidance", "dataset", "metric", "optimizer"):
-        for path in (cli.CONF / group).glob("*.yaml"):
+        for path in (conf.FOLDER / group).glob("*.yaml"):
             targets = re.findall(r"'_target_': '([^']+)'", str(OmegaConf.to_container(OmegaConf.load(path))))
             run.check_targets([{"_target_": target} for target in targets])
 
@@ -360,7 +360,7 @@ def test_a_broken_config_file_gets_a_sentence(saved, nowhere):
     folder = copy(saved, nowhere)
     (folder / "config.yaml").write_text("a: [1\n b: {")
     done = call("sample.py", f"run={folder}", "num_samples=1", cwd=nowhere)
-    assert done.code == cli.BAD_INPUT and len(done.err.splitlines()) == 1, done
+    assert done.code == refusal.BAD_INPUT and len(done.err.splitlines()) == 1, done
 
 
 def test_values_survive_the_way_through_hydras_grammar():
@@ -386,12 +386,12 @@ def test_values_survive_the_way_through_hydras_grammar():
         {"k": [1]},
     ]
     for value in values:
-        (read,) = OverridesParser.create().parse_overrides([f"key={cli.quoted(value)}"])
+        (read,) = OverridesParser.create().parse_overrides([f"key={recall.quoted(value)}"])
         assert read.value() == value, value
 
 
 def test_a_job_has_a_name_of_its_own():
-    assert cli._random_name(0) != cli._random_name(1) and cli._random_name(0) == cli._random_name(0)
+    assert conf._random_name(0) != conf._random_name(1) and conf._random_name(0) == conf._random_name(0)
 
 
 def test_only_empty_folders_below_are_removed(nowhere, monkeypatch):
@@ -440,10 +440,10 @@ def test_help_and_mistakes_are_answered_without_torch(script, arguments, nowhere
         shown = done.stdout.splitlines()
         assert len(shown) < 70 and max(map(len, shown)) <= 80 and any(line.startswith("sampler: ") for line in shown)
         assert "_target_" not in done.stdout  # not a page of raw YAML
-        listed = {line.partition(":")[0] for line in shown if line.partition(": ")[0] in cli.groups()}
-        assert script != "train.py" or listed == {*cli.groups()} - {"sweep"}  # which is sweep.py's
+        listed = {line.partition(":")[0] for line in shown if line.partition(": ")[0] in conf.groups()}
+        assert script != "train.py" or listed == {*conf.groups()} - {"sweep"}  # which is sweep.py's
     else:
-        assert done.returncode == cli.BAD_INPUT and len(done.stderr.splitlines()) == 1
+        assert done.returncode == refusal.BAD_INPUT and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -457,4 +457,4 @@ def test_the_sentence_is_the_constructors_and_not_its_causes():
     outer = InstantiationException("Error in call to target 'triptych.metric.Inception'")
     outer.__cause__ = FileNotFoundError("The weights are not there: put them there.")
     outer.__cause__.__cause__ = OSError("Name or service not known")
-    assert cli.sentence(outer) == "The weights are not there: put them there."
+    assert refusal.sentence(outer) == "The weights are not there: put them there."

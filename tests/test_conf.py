@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from triptych import cli
+from triptych import conf, recall
 from triptych.dataset import per_device_batch_size
 from triptych.sampler import Sampler
 
@@ -21,13 +21,13 @@ NEEDS_FILES = {"fid", "fid_infinity", "inception", "inception_score", "kid", "pr
 @pytest.fixture(autouse=True)
 def hydra():
     GlobalHydra.instance().clear()
-    cli.register_resolvers()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    conf.register_resolvers()
+    with initialize_config_dir(str(conf.FOLDER), version_base="1.3"):
         yield
 
 
 def of(group):
-    return [(group, option) for option in cli.options(group)]
+    return [(group, option) for option in conf.options(group)]
 
 
 @pytest.mark.parametrize(("group", "option"), [pair for group in SMALL for pair in of(group)])
@@ -89,7 +89,7 @@ def filled(dataset):
     return dataset
 
 
-@pytest.mark.parametrize("option", cli.options("experiment"))
+@pytest.mark.parametrize("option", conf.options("experiment"))
 def test_every_experiment_has_the_papers_constants_and_network_and_takes_a_step_at_small_width(option):
     """T-K15, T-S13: from images and labels to the optimizer's step."""
     config = compose("train", [f"experiment={option}"])
@@ -141,18 +141,18 @@ def test_eight_devices_need_one_word():
     assert config.trainer.max_steps == 800_000 and config.trainer.gradient_clip_val == 1.0
 
 
-@pytest.mark.parametrize("option", cli.options("sampler"))
+@pytest.mark.parametrize("option", conf.options("sampler"))
 def test_every_sampler_is_built(option):
     assert isinstance(instantiate(compose("train", [f"sampler={option}"]).sampler), Sampler)
 
 
-@pytest.mark.parametrize("option", cli.options("formulation"))
+@pytest.mark.parametrize("option", conf.options("formulation"))
 def test_every_formulation_is_built_with_the_schedule_it_brings(option):
     formulation = instantiate(compose("train", [f"formulation={option}"]).formulation)
     assert isinstance(formulation.schedule, formulation.schedules)
 
 
-@pytest.mark.parametrize("option", sorted(set(cli.options("metric")) - NEEDS_FILES))
+@pytest.mark.parametrize("option", sorted(set(conf.options("metric")) - NEEDS_FILES))
 def test_every_metric_is_built(option):
     instantiate(compose("train", [f"metric={option}"]).metric)
 
@@ -186,6 +186,6 @@ def test_a_run_brings_its_dataset_as_it_was(option, tmp_path):
     """File names have dots, which part keys in an override."""
     config = OmegaConf.to_container(compose("train", [f"dataset={option}", "dataset.root=here"]), resolve=True)
     OmegaConf.save({**config, "choices": {"dataset": option}}, tmp_path / "config.yaml")
-    brought = cli.run_arguments([f"run={tmp_path}"], ("dataset",))
+    brought = recall.run_arguments([f"run={tmp_path}"], ("dataset",))
     again = compose("evaluate", brought)
     assert OmegaConf.to_container(again.dataset, resolve=True) == config["dataset"]

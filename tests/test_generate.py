@@ -4,7 +4,7 @@ from omegaconf import OmegaConf
 from oracles import finite
 from torch import nn
 
-from triptych import cli
+from triptych import conf
 from triptych.generate import Counted, Job, evaluating, storable
 from triptych.sampler import DDIM, Ancestral, Heun, PredictorCorrector
 from triptych.schedule import VE, VP, LinearBeta
@@ -147,14 +147,14 @@ def pairs():
     from hydra.utils import instantiate
 
     GlobalHydra.instance().clear()
-    cli.register_resolvers()
+    conf.register_resolvers()
     small = ["model.channels=8", "model.multipliers=[1]", "model.blocks=1"]
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf.FOLDER), version_base="1.3"):
         formulations = {
             name: instantiate(compose("train", [f"formulation={name}", *small]).formulation).eval()
-            for name in cli.options("formulation")
+            for name in conf.options("formulation")
         }
-    yamls = {name: OmegaConf.load(cli.CONF / "sampler" / f"{name}.yaml") for name in cli.options("sampler")}
+    yamls = {name: OmegaConf.load(conf.FOLDER / "sampler" / f"{name}.yaml") for name in conf.options("sampler")}
     samplers = {name: instantiate(yaml, steps=3) for name, yaml in yamls.items()}
     return formulations, samplers
 
@@ -162,8 +162,8 @@ def pairs():
 NEEDS_ALPHA_1 = "annealed_langevin"  # the only sampler that refuses, by design 4.4
 
 
-@pytest.mark.parametrize("sampler", cli.options("sampler"))
-@pytest.mark.parametrize("formulation", cli.options("formulation"))
+@pytest.mark.parametrize("sampler", conf.options("sampler"))
+@pytest.mark.parametrize("formulation", conf.options("formulation"))
 def test_any_sampler_runs_with_any_formulation(formulation, sampler, pairs):
     denoiser, steps = pairs[0][formulation], pairs[1][sampler]
     fits = sampler != NEEDS_ALPHA_1 or formulation in ("ncsn", "edm")

@@ -148,7 +148,7 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(tmp_path):
         assert status.read(tmp_path).state == "lost"
 
 
-def not_finite(steps, only_once=False):
+def not_finite(steps, only_once=False, become=lambda loss: loss * torch.nan):
     """Patches DDPM.loss to be NaN at some optimizer steps; only the first time, as a broken machine might do."""
     original, done = DDPM.loss, set()
 
@@ -157,14 +157,19 @@ def not_finite(steps, only_once=False):
         step = self.global_step
         if self.training and step in steps and not (only_once and step in done):
             done.add(step)
-            return value * torch.nan
+            return become(value)
         return value
 
     return mock.patch.object(DDPM, "loss", loss)
 
 
-def test_a_bad_step_is_skipped_and_counted(tmp_path):
-    with not_finite({9}):
+@pytest.mark.parametrize(
+    "become",
+    [lambda loss: loss * torch.nan, lambda loss: loss + torch.inf],
+    ids=["nan", "infinite, its gradient is not"],
+)
+def test_a_bad_step_is_skipped_and_counted(tmp_path, become):
+    with not_finite({9}, become=become):
         done = train(tmp_path / "run")
     assert done.code == 0, done.err
     assert rows(tmp_path / "run")[-1]["train/skipped_steps"] == 1

@@ -55,13 +55,17 @@ ALLOWED = {  # part -> the parts it may import; a new part gets a line here
     | {"callback", "tracking", "formulation", "posthoc", "layout", "disk", "status", "shard", "pieces"},
     "report": {"record", "sampler", "scalars", "status"},
     "check": set(),
-    "cli": {"run", "layout", "check"},
+    "conf": set(),
+    "refusal": {"conf"},
+    "recall": {"conf", "refusal", "layout", "run"},
+    "cli": {"conf", "refusal", "check"},
     "training": MEASURING
-    | {"callback", "tracking", "formulation", "dataset", "run", "disk", "signals", "cli", "shard", "status"}
-    | {"compilation"},
-    "find_batch": {"cli", "compilation", "signals", "training"},
-    "sweep": {"callback", "check", "cli", "dataset", "disk", "noise", "record", "signals", "status"},
-    "cells": {"cli"},
+    | {"callback", "tracking", "formulation", "dataset", "run", "disk", "signals", "shard", "status"}
+    | {"cli", "conf", "refusal", "compilation"},
+    "find_batch": {"cli", "conf", "refusal", "compilation", "signals", "training"},
+    "sweep": {"callback", "check", "dataset", "disk", "noise", "record", "signals", "status"}
+    | {"cli", "conf", "recall", "refusal"},
+    "cells": {"conf", "recall"},
 }
 GROUPS = ("formulation", "schedule", "model", "sampler", "guidance", "dataset", "metric", "callback")  # of conf and src
 INTERCHANGEABLE = ("formulation", "model", "sampler", "dataset", "guidance")  # only Hydra names their classes

@@ -16,7 +16,7 @@ from test_reliability import SHORT, rows
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from triptych import cli, run
+from triptych import conf, run
 from triptych.formulation import DDPM
 from triptych.noise import Step, from_generator
 from triptych.schedule import LinearBeta
@@ -133,7 +133,7 @@ def test_the_launcher_says_how_many_processes_there_are(monkeypatch, environment
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert (cli.launched("devices", 1), cli.launched("nodes", 1)) == (devices, nodes)
+    assert (conf.launched("devices", 1), conf.launched("nodes", 1)) == (devices, nodes)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from triptych import tracking
-from triptych.tracking import AXIS, MetricsCSV, read_csv
+from triptych.tracking import AXIS, MetricsCSV, read_csv, weights_and_biases
 
 
 def rows(path):
@@ -116,7 +116,7 @@ def test_a_server_that_cannot_be_reached_at_the_start_leaves_an_offline_run(no_k
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody is there
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setattr(tracking, "INIT_TIMEOUT", 1)
+    monkeypatch.setattr(weights_and_biases, "INIT_TIMEOUT", 1)
     logger = tracking.connect({"project": "p"}, no_key / "run", "unreachable", {"a": 1})
     tracking.log_scalars([logger], {"a": 1.0}, 1, 10)
     tracking.finish(logger)

@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 
-from triptych import cli, tracking
+from triptych import cli, conf, tracking
 from triptych.callback import Checkpoint
 from triptych.callback.hooks import lighten, without_empty
 
@@ -14,8 +14,8 @@ from triptych.callback.hooks import lighten, without_empty
 @contextlib.contextmanager
 def composed(*overrides):
     GlobalHydra.instance().clear()
-    cli.register_resolvers()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    conf.register_resolvers()
+    with initialize_config_dir(str(conf.FOLDER), version_base="1.3"):
         yield compose("train", list(overrides))
 
 

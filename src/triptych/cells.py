@@ -12,7 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from triptych.cli import CONF, options, quoted
+from triptych import conf
+from triptych.recall import quoted
 
 FLAGS = ("-m", "--multirun")
 VARIED = ("sampler", "guidance", "ema", "weights")  # what leaves checkpoint, reference and noise as they are
@@ -63,14 +64,14 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(conf.FOLDER), version_base="1.3"):
         return hydra.compose(name, overrides)
 
 
 def _values(override: Any, group: str) -> Iterator[str]:
     if hasattr(override.value(), "include"):  # glob(...): of the group's yamls
         glob = override.value()
-        for name in options(group):
+        for name in conf.options(group):
             if any(fnmatch(name, p) for p in glob.include) and not any(fnmatch(name, p) for p in glob.exclude):
                 yield name
         return

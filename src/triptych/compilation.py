@@ -5,6 +5,7 @@ import shutil
 
 import torch
 from torch import nn
+from torch.utils._triton import has_triton
 
 MODES = "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"  # torch's; the first replays CUDA graphs
 
@@ -32,7 +33,7 @@ def check(compile: bool | str, precision: str, device: torch.device | str) -> No
             + (f"no {compiler}, which CXX names" if compiler else "none")
             + ": install g++, or set compile=false."
         )
-    if device.type == "cuda" and not torch.utils._triton.has_triton():
+    if device.type == "cuda" and not has_triton():
         raise ValueError(f"compile={str(compile).lower()} on a GPU needs triton: pip install triton, or compile=false.")
 
 

@@ -10,7 +10,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from triptych import cli, compilation
+from triptych import cli, compilation, conf, refusal
 from triptych.signals import Asked
 from triptych.training import Job
 
@@ -22,10 +22,10 @@ def find(config: DictConfig, asked: Asked) -> None:
     """Prints how many images fit with forward, backward, optimizer step and averages; trains and keeps nothing."""
     cli.quiet()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with cli.refusals():
+    with refusal.refusals():
         job = Job.of(config, folder, asked)
         world_size, device = job.trainer.world_size, job.trainer.strategy.root_device
-        check(device, cli.choices().get("trainer"))
+        check(device, conf.choices().get("trainer"))
         job.dataset.prepare_data()
         limit = len(job.dataset.images("train"))
     torch.cuda.set_device(device)

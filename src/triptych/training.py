@@ -15,11 +15,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
-from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from triptych import cli, compilation, disk, run, shard, status, tracking
+from triptych import cli, compilation, conf, disk, refusal, run, shard, status, tracking
 from triptych.callback import Checkpoint, Evaluate, Likelihood, Samples, Status, Stop
 from triptych.callback.clock import images_seen
 from triptych.callback.guard import NotFinite
@@ -60,7 +61,7 @@ class Job:
         if checkpoint is not None:
             checkpoint.check(_counts(callbacks))
         formulation.configure_optimizers()
-        if cli.choices().get("trainer") == "multinode" and config.trainer.num_nodes == 1:
+        if conf.choices().get("trainer") == "multinode" and config.trainer.num_nodes == 1:
             raise ValueError(
                 "trainer=multinode is for several machines: start it by torchrun --nnodes=…, by srun, or with "
                 "trainer.num_nodes=… and MASTER_ADDR, MASTER_PORT and NODE_RANK set on each of them."
@@ -97,9 +98,9 @@ def train(config: DictConfig, asked: Asked) -> None:
     cli.quiet()
     began = time.monotonic()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with cli.refusals():
+    with refusal.refusals():
         plain = run.plain(config)
-        plain["choices"] = cli.choices()
+        plain["choices"] = conf.choices()
         job = Job.of(config, folder, asked)
         split = job.split()
         if job.trainer.is_global_zero:
@@ -119,7 +120,7 @@ def train(config: DictConfig, asked: Asked) -> None:
 
     stored = run.read_config(folder) if (folder / "config.yaml").exists() else {}
     given = os.environ.get("WANDB_RUN_ID")  # by an agent of a W&B sweep, which knows its run by it
-    plain["run_id"] = stored.get("run_id") or given or cli.run_id()
+    plain["run_id"] = stored.get("run_id") or given or conf.run_id()
     job.formulation.hparams.update(plain)  # into the checkpoint
     where, main = os.path.relpath(folder), job.trainer.is_global_zero
     if main:

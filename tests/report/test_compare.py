@@ -8,7 +8,7 @@ import pytest
 import synthetic
 from scripts import ROOT, call
 
-from triptych import cli
+from triptych import refusal
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -40,11 +40,11 @@ def test_an_earlier_report_is_replaced_and_nothing_else_is(runs):
         assert call("compare.py", "runs=runs", "out=report", "summary=null", cwd=runs).code == 0
     (runs / "report" / "thesis.tex").write_text("years of work")
     done = call("compare.py", "runs=runs", "out=report", "summary=null", cwd=runs)
-    assert done.code == cli.BAD_INPUT and "thesis.tex" in done.err and len(done.err.splitlines()) == 1
+    assert done.code == refusal.BAD_INPUT and "thesis.tex" in done.err and len(done.err.splitlines()) == 1
     (runs / "site").mkdir()
     (runs / "site" / "index.html").write_text("<html>mine</html>")
     done = call("compare.py", "runs=runs", "out=site", "summary=null", cwd=runs)
-    assert done.code == cli.BAD_INPUT and (runs / "site" / "index.html").read_text() == "<html>mine</html>"
+    assert done.code == refusal.BAD_INPUT and (runs / "site" / "index.html").read_text() == "<html>mine</html>"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(runs, monkeypatch, argum
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(runs / "netrc"))
     done = call("compare.py", *arguments, cwd=runs)
-    assert done.code == cli.BAD_INPUT and not done.out, done
+    assert done.code == refusal.BAD_INPUT and not done.out, done
     assert len(done.err.splitlines()) == 1, done.err
     assert all(part in done.err for part in parts), done.err
     assert sorted(p.name for p in runs.iterdir()) == ["runs"]

@@ -5,7 +5,7 @@ import pytest
 import synthetic
 from hydra.utils import instantiate
 
-from triptych import cli
+from triptych import conf
 from triptych.record import describe_sampler
 from triptych.report import protocol
 
@@ -90,7 +90,7 @@ def test_the_runs_own_sampler_is_known_by_its_arguments(tmp_path):
     assert not protocol.is_own(record(tmp_path, sampler=own), {})
 
 
-@pytest.mark.parametrize("option", cli.options("sampler"))
+@pytest.mark.parametrize("option", conf.options("sampler"))
 def test_every_sampler_as_its_yaml_has_it_is_known_as_the_runs_own(tmp_path, option):
     """What the yaml leaves to the class (null), and what it names (a predictor), stands resolved in a record."""
     config = copy.deepcopy(synthetic.composed(f"sampler={option}"))

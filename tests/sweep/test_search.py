@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from scripts import ROOT, TINY, call
 
-from triptych import cli, status
+from triptych import conf, refusal, status
 from triptych.sweep import arguments, objective
 from triptych.sweep.experiment import experiment
 from triptych.sweep.objective import Logged
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 @pytest.fixture
 def hydra():
     GlobalHydra.instance().clear()
-    cli.register_resolvers()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    conf.register_resolvers()
+    with initialize_config_dir(str(conf.FOLDER), version_base="1.3"):
         yield
 
 
@@ -66,8 +66,8 @@ def test_a_space_that_makes_no_sense_is_refused(values):
         distributions({"optimizer.lr": values})
 
 
-@pytest.mark.parametrize("option", cli.options("sweep"))
-@pytest.mark.parametrize("method", cli.options("sweep/search"))
+@pytest.mark.parametrize("option", conf.options("sweep"))
+@pytest.mark.parametrize("method", conf.options("sweep/search"))
 def test_every_space_can_be_searched_by_every_method_or_says_why_not(hydra, option, method):
     from hydra.utils import instantiate
 
@@ -101,7 +101,7 @@ def test_an_experiment_composes_to_what_was_run(hydra, given, tmp_path):
     (tmp_path / "experiment" / "best.yaml").write_text(experiment(given, "about"))
     straight = OmegaConf.to_container(compose("train", given))
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf.FOLDER), version_base="1.3"):
         search_path = f"hydra.searchpath=[file://{tmp_path}]"
         assert OmegaConf.to_container(compose("train", ["experiment=best", search_path])) == straight
 
@@ -260,14 +260,14 @@ def test_a_study_of_something_else_is_refused(tmp_path):
 )
 def test_bad_input_gets_a_sentence(given, words, tmp_path):
     done = call("sweep.py", *given, cwd=tmp_path)
-    assert done.code == cli.BAD_INPUT and all(word in done.err for word in words), done
+    assert done.code == refusal.BAD_INPUT and all(word in done.err for word in words), done
     assert len(done.err.splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
 def test_without_optuna_a_sentence_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     done = call("sweep.py", cwd=tmp_path)
-    assert done.code == cli.BAD_INPUT and "pip install" in done.err
+    assert done.code == refusal.BAD_INPUT and "pip install" in done.err
 
 
 @pytest.mark.slow
@@ -285,7 +285,7 @@ def test_wandbs_agent_would_run_commands_that_compose(tmp_path):
     line = [a for word in command for a in (args["args_no_hyphens"] if word == "${args_no_hyphens}" else [word])]
     program = line.index("${program}")
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(conf.FOLDER), version_base="1.3"):
         config = compose("train", line[program + 1 :])
     assert config.optimizer.lr == 0.01 and config.callback.ema.half_life == 500_000 and config.name == "a b"
     assert config.schedule._target_.endswith("VE")

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from triptych import cli
+from triptych import recall
 from triptych.sweep import ledger, machine, progress
 from triptych.sweep.trial import FINISHED, RUNNING, Trial, digest, folder_of
 
@@ -105,7 +105,7 @@ def test_a_sweep_is_continued_with_its_own_arguments(tmp_path):
         {"hydra": {"overrides": {"hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=x"], "task": ["seed=0,1", "a=1"]}}},
         tmp_path / "multirun.yaml",
     )
-    found = cli.resume_arguments(["-m", f"resume={tmp_path}", "a=2", "hydra.launcher.n_jobs=2"])
+    found = recall.resume_arguments(["-m", f"resume={tmp_path}", "a=2", "hydra.launcher.n_jobs=2"])
     assert found == ["seed=0,1", "-m", "a=2", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir='{tmp_path}'"]
     with pytest.raises(FileNotFoundError, match="no sweep to resume"):
-        cli.resume_arguments(["-m", f"resume={tmp_path / 'nowhere'}"])
+        recall.resume_arguments(["-m", f"resume={tmp_path / 'nowhere'}"])

@@ -37,8 +37,8 @@ def without_empty(callbacks: Iterable[Callback]) -> list[Callback]:
 def lighten(trainer: Trainer, module: LightningModule) -> None:
     """Takes from each step what serves nobody: the module's empty hooks, and timing where no profiler was chosen."""
     _pass_over(module, LightningModule)
-    if type(trainer.profiler) is PassThroughProfiler:
-        trainer.profiler = Unprofiled()
+    if type(trainer.profiler) is PassThroughProfiler:  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.profiler = Unprofiled()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _pass_over(owner: Callback | LightningModule, base: type) -> None:

@@ -7,7 +7,9 @@ from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from triptych.cli import CONF, check_stored, explain, groups, quoted
+from triptych import conf
+from triptych.recall import check_stored, quoted
+from triptych.refusal import explain
 
 OF_A_CALL = ("n_trials", "workers", "gpus_per_trial", "study", "storage", "wandb")  # may differ from call to call
 
@@ -19,7 +21,7 @@ def sort(arguments: list[str]) -> list[str]:
     if any(a in ("-m", "--multirun") for a in arguments):
         raise ValueError("sweep.py is a sweep already: leave out -m, or use train.py -m for a grid.")
     arguments = _of_the_study(arguments)
-    known = set(OmegaConf.load(CONF / "sweep.yaml")) - {"defaults", "train"}  # pyright: ignore[reportArgumentType]
+    known = set(OmegaConf.load(conf.FOLDER / "sweep.yaml")) - {"defaults", "train"}  # pyright: ignore[reportArgumentType]
     own, others = [], []
     for argument in arguments:
         key = _key(argument)
@@ -35,8 +37,8 @@ def check(config: Any) -> None:
     out later, by the search.
     """
     base = [str(o) for o in config.train]
-    grouped = [name for name in config.sweep.space if name in groups()]
-    settings = [o for o in base if not grouped or _key(o).partition(".")[0] not in groups()]
+    grouped = [name for name in config.sweep.space if name in conf.groups()]
+    settings = [o for o in base if not grouped or _key(o).partition(".")[0] not in conf.groups()]
     try:
         compose("train", settings, return_hydra_config=True)
     except HydraException as error:

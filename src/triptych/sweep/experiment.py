@@ -6,7 +6,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from triptych.cli import options
+from triptych import conf
 
 SKIPPED = ("hydra", "resume")
 
@@ -31,7 +31,7 @@ def experiment(overrides: Sequence[str], about: str) -> str:
             raise ValueError(f"{override.input_line} takes something away: give it on the command line.")
         if key == "experiment":
             base = [str(value)] if value is not None else []
-        elif "/" in key or ("." not in key and (value is None or str(value) in options(key)) and options(key)):
+        elif "/" in key or ("." not in key and (names := conf.options(key)) and (value is None or str(value) in names)):
             defaults[f"override /{key}"] = value
         else:
             OmegaConf.update(values, key, value, force_add=True)

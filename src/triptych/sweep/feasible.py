@@ -12,10 +12,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from triptych import conf
 from triptych.callback import Evaluate, Samples
 from triptych.check import check
-from triptych.cli import CONF, choices, sentence
 from triptych.dataset import per_device_batch_size
+from triptych.refusal import sentence
 
 
 def why_not(config: DictConfig, processes: int = 1) -> str | None:
@@ -27,7 +28,7 @@ def why_not(config: DictConfig, processes: int = 1) -> str | None:
     """
     try:
         with as_chosen(config):
-            check(config, choices(), CONF)
+            check(config, conf.choices(), conf.FOLDER)
             dataset = instantiate(config.dataset)
             with torch.device("meta"):
                 model = instantiate(config.model)

@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from triptych import status
-from triptych.cli import quoted, refuse
+from triptych.recall import quoted
+from triptych.refusal import refuse
 from triptych.signals import AGAIN, EXIT_CODES
 from triptych.sweep import estimate as estimates
 from triptych.sweep import ledger, machine

@@ -18,7 +18,7 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from triptych import disk
-from triptych.cli import explain, refusals, refuse
+from triptych.refusal import explain, refusals, refuse
 from triptych.signals import EXIT_CODES
 from triptych.sweep import machine, outcome, wandb_sweep
 from triptych.sweep.arguments import OF_A_CALL

@@ -10,7 +10,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from triptych.cli import quoted
+from triptych.recall import quoted
 
 KEYS = ("low", "high", "log", "step")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.cli import options
+from triptych import conf
 
 WAITING, RUNNING = "waiting", "running"
 FINISHED, FAILED, STOPPED, IMPOSSIBLE, PRUNED = "finished", "failed", "stopped", "impossible", "pruned"
@@ -68,7 +68,7 @@ def readable(overrides: Sequence[str]) -> str:
     words = []
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        of_a_group = "/" in key or ("." not in key and value in options(key))
+        of_a_group = "/" in key or ("." not in key and value in conf.options(key))
         words.append(value if of_a_group else key.rpartition(".")[2] + value)
     return re.sub(r"[^\w.+-]+", "_", "-".join(words)).strip("_")[:LONGEST]
 

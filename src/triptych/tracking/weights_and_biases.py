@@ -1,197 +1,24 @@
-"""Where a run's numbers and pictures go: `metrics.csv` always, Weights & Biases if asked, and nothing ever waits.
-
-W&B is online when the user is logged in, offline otherwise or when the network fails; the x-axis is images seen, so
-that runs with different batch sizes compare (T-D13).
-"""
+"""Weights & Biases: online when the user is logged in, offline otherwise or when the network fails."""
 
 import contextlib
-import csv
-import functools
-import io
 import netrc
 import os
-import queue
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from triptych import disk
 from triptych.record import Record
-from triptych.scalars import AXIS, read_csv
+from triptych.scalars import AXIS
+from triptych.tracking.thread import PATIENCE, aside
 
-__all__ = [
-    "AXIS",
-    "MetricsCSV",
-    "connect",
-    "finish",
-    "how_to_look",
-    "log_evaluation",
-    "log_picture",
-    "log_scalars",
-    "read_csv",
-]
-
-PATIENCE = 60  # seconds that the end of a run waits for a logger to take what it has been given
 INIT_TIMEOUT = 30  # seconds W&B may take to answer before the run goes on offline
 FINISH_TIMEOUT = 120  # seconds it may take to upload what is left when the run ends
-
-
-class Aside:
-    """Calls loggers in a thread of its own, in order: a slow one delays nobody, a failing one is left out from then on.
-
-    On several processes rank 0 alone logs, while the others go on to the next step and wait for it there: whatever its
-    logger does, it must come (T-F10).
-    """
-
-    def __init__(self) -> None:
-        self._calls: queue.Queue[tuple[Logger, Callable[[], object]]] = queue.Queue()
-        self._failed: list[Logger] = []
-        self._thread: threading.Thread | None = None
-
-    def call(self, logger: Logger, function: Callable[[], object]) -> None:
-        """Returns at once; `function` is called later, or never if the logger has failed before."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="loggers", daemon=True)
-            self._thread.start()
-        self._calls.put((logger, function))
-
-    def wait(self, seconds: float = PATIENCE) -> bool:
-        """Whether everything has been called, after so many seconds at most."""
-        end = time.monotonic() + seconds
-        while self._calls.unfinished_tasks and time.monotonic() < end:
-            time.sleep(0.01)
-        return not self._calls.unfinished_tasks
-
-    def _work(self) -> None:
-        while True:
-            logger, function = self._calls.get()
-            try:
-                if not any(logger is failed for failed in self._failed):
-                    function()
-            except Exception as error:  # whatever it is, training matters more
-                self._failed.append(logger)
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                print(f"{type(logger).__name__} failed ({reason}) and is left out; every number is in metrics.csv.")
-            finally:
-                self._calls.task_done()
-
-
-aside = Aside()
-
-
-class MetricsCSV(Logger):
-    """Every scalar of a run, one row a step: `step, images_seen, time, ...`.
-
-    What is logged at a step after its row was written is added to that row. On resume the rows after the checkpoint's
-    step are cut, so that there are neither gaps nor duplicates. A new column rewrites the file, by a rename. Rows that
-    cannot be written, because the disk is full, are kept until they can.
-    """
-
-    def __init__(self, path: Path | str) -> None:
-        super().__init__()
-        self.path = Path(path)
-        self._columns: list[str] = []
-        self._row: dict[str, Any] = {}  # of the current step
-        self._start: int | None = None  # where it begins in the file; None if it is not there
-        self._changed = False
-        self._waiting: list[dict[str, Any]] = []  # earlier rows that could not be written
-
-    @property
-    def name(self) -> str:
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        return "csv"
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The config has a file of its own."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        step = int(step or 0)
-        if self._row and self._row["step"] != step:
-            self.save()
-            if self._changed:
-                self._waiting.append(self._row)
-            self._row, self._start = {}, None
-        self._row |= {"step": step, "time": round(time.time(), 3)} | metrics
-        self._changed = True
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Writes the row of the current step, and those that wait."""
-        with disk.forgiving("metrics.csv cannot be written"):
-            while self._waiting:
-                self._append(self._waiting[0])
-                del self._waiting[0]
-            if self._changed:
-                self._start = self._append(self._row, self._start)
-                self._changed = False
-
-    @rank_zero_only
-    def cut(self, step: int) -> None:
-        """Forgets everything after an optimizer step, from which a run is about to continue."""
-        if not self.path.exists():
-            return
-        self._read_columns()
-        rows = self._rewrite(self._columns, step)
-        if rows and int(float(rows[-1]["step"])) == step:
-            kept = {name: value for name, value in rows[-1].items() if value not in ("", None)}
-            self._row = kept | {"step": step}
-            self._start = self.path.stat().st_size - len(self._line(rows[-1]))
-
-    def finalize(self, status: str) -> None:
-        self.save()
-
-    def _append(self, row: dict[str, Any], start: int | None = None) -> int:
-        """Adds a row, in the place of the last one if that begins at `start`; returns where it begins."""
-        if not self._columns and self.path.exists():
-            self._read_columns()
-        new = [name for name in row if name not in self._columns]
-        if new:
-            columns = self._columns + sorted(new, key=lambda n: (n not in ("step", AXIS, "time"), n))
-            self._rewrite(columns, None if start is None else int(row["step"]) - 1)
-            start = None
-        with self.path.open("r+b") as file:
-            begin = file.seek(0, os.SEEK_END) if start is None else start
-            file.truncate(begin)
-            file.seek(begin)
-            try:
-                file.write(self._line(row))
-                file.flush()
-            except OSError:  # no half of a row
-                file.truncate(begin)
-                raise
-        return begin
-
-    def _line(self, row: dict[str, Any]) -> bytes:
-        text = io.StringIO(newline="")
-        csv.DictWriter(text, self._columns).writerow(row)
-        return text.getvalue().encode()
-
-    def _read_columns(self) -> None:
-        with self.path.open(newline="") as file:
-            self._columns = next(csv.reader(file), [])
-
-    def _rewrite(self, columns: list[str], up_to: int | None = None) -> list[dict[str, str]]:
-        text = self.path.read_text() if self.path.exists() else ""
-        whole = text[: text.rfind("\n") + 1].splitlines()  # a crash may have left half a line
-        rows = [r for r in csv.DictReader(whole) if up_to is None or int(float(r["step"])) <= up_to]
-        with disk.replacing(self.path, newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        self._columns = columns
-        return rows
 
 
 class Wandb(WandbLogger):
@@ -404,22 +231,3 @@ def finish(logger: Wandb | None) -> None:
 
 def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-@rank_zero_only
-def log_picture(loggers: list[Logger], name: str, picture: torch.Tensor, step: int, images_seen: int) -> None:
-    """A uint8 [C, H, W] picture to every logger that takes pictures."""
-    for logger in loggers:
-        if isinstance(logger, Wandb):
-            aside.call(logger, functools.partial(logger.log_picture, name, picture, step, images_seen))
-
-
-@rank_zero_only
-def log_scalars(loggers: list[Logger], metrics: dict[str, float], step: int, images_seen: int) -> None:
-    """Scalars to every logger, with the x-axis."""
-    row = {**metrics, AXIS: images_seen}
-    for logger in loggers:
-        if isinstance(logger, MetricsCSV):
-            logger.log_metrics(row, step)
-        else:
-            aside.call(logger, functools.partial(logger.log_metrics, dict(row), step))
