@@ -1,5 +1,6 @@
 import csv
 import threading
+import types
 
 import pytest
 import torch
@@ -208,6 +209,15 @@ def test_a_server_that_is_gone_at_the_end_is_said_with_what_to_type(no_key, caps
     tracking.finish(tracking.Wandb(save_dir=no_key, experiment=run))
     out = capsys.readouterr().out
     assert "did not take everything in 120 s" in out and "wandb sync --include-online " in out and "run-1-abc`" in out
+
+
+def test_the_name_of_a_number_without_a_sampler():
+    """evaluate.py metric=bits_per_dim asks for it once its record is written."""
+    fields = {"weights": "ema(half_life=500000 images, ramp=0.1)", "reference": {"split": "test"}}
+    likelihood = types.SimpleNamespace(metric="bits_per_dim_32", sampler=None, **fields)
+    assert tracking.name_of(likelihood, {}) == "evaluation/bits_per_dim_32/test"
+    distance = types.SimpleNamespace(metric="fd_digits_1k", sampler={"name": "DDIM", "steps": 20}, **fields)
+    assert tracking.name_of(distance, {}) == "evaluation/fd_digits_1k/DDIM steps 20/test"
 
 
 def test_a_run_of_several_segments_is_brought_there_one_by_one(no_key):

@@ -19,8 +19,12 @@ def composed(*overrides):
         yield compose("train", list(overrides))
 
 
-def job(folder, *overrides, before=(), after=()):
-    """(trainer, formulation, dataset): every callback of conf/callback/default.yaml, and metrics.csv."""
+def job(folder, *overrides, before=(), after=(), **place):
+    """(trainer, formulation, dataset): every callback of conf/callback/default.yaml, and metrics.csv.
+
+    Args:
+        place: arguments of the Trainer that say on which device.
+    """
     with composed("trainer=cpu", "logger=none", "callback.evaluate.name=measured", *overrides) as config:
         cli.quiet()
         dataset, formulation = instantiate(config.dataset), instantiate(config.formulation)
@@ -31,6 +35,7 @@ def job(folder, *overrides, before=(), after=()):
             logger=False,
             plugins=[next(c for c in callbacks if isinstance(c, Checkpoint)).io()],
             default_root_dir=folder,
+            **place,
         )
         lighten(trainer, formulation)
         trainer.loggers = [tracking.MetricsCSV(folder / "metrics.csv")]

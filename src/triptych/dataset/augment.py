@@ -1,5 +1,7 @@
 """Non-leaky augmentation: the network is told what was done to each image, so that it can be asked for none."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -93,8 +95,14 @@ def mirror(x: Tensor, margin: int, dim: int) -> Tensor:
 
 
 def kernel(x: Tensor) -> Tensor:
-    taps = torch.tensor(SYM6, device=x.device, dtype=x.dtype)
+    taps = _taps(x.device, x.dtype)
     return (taps[:, None] * taps).expand(x.shape[1], 1, -1, -1)
+
+
+@functools.lru_cache(maxsize=4)
+def _taps(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Copied to a device once: each copy makes the host wait for it."""
+    return torch.tensor(SYM6, device=device, dtype=dtype)
 
 
 def upsample(x: Tensor) -> Tensor:

@@ -231,8 +231,9 @@ class Dataset(LightningDataModule, ABC):
         x = normalise(x)
         if not self.augment:
             return x, label
-        numbers = uniforms(self.seed, AUGMENT, positions[0], PARAMETERS)
-        x, parameters = augment(x, torch.from_numpy(numbers).to(x.device), self.augment)
+        numbers = torch.from_numpy(uniforms(self.seed, AUGMENT, positions[0], PARAMETERS))
+        numbers = numbers.to(x.device, non_blocking=x.device.type == "cuda")
+        x, parameters = augment(x, numbers, self.augment)
         return x, {"augment": parameters} if label is None else {"label": label, "augment": parameters}
 
     def _buffer(self, x: Tensor) -> Tensor | None:

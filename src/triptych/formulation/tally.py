@@ -18,8 +18,9 @@ class Tally:
     @torch.no_grad()
     def add(self, loss: Tensor, log_snr: Tensor, weight: Tensor) -> None:
         """loss, log_snr, weight: [B]."""
-        if self._sums is None or self._edges is None or self._sums.device != loss.device:
+        if self._sums is None or self._sums.device != loss.device:
             self._sums = torch.zeros(3, len(NAMES), device=loss.device)
+        if self._edges is None or self._edges.device != loss.device:  # kept, for a copy waits for the device
             self._edges = torch.tensor(EDGES, dtype=torch.float32, device=loss.device)
         loss = loss.float()
         index = torch.bucketize(log_snr.float(), self._edges)

@@ -25,6 +25,7 @@ class TimeSampler(nn.Module, ABC):
     def __init__(self, stratified: bool = False) -> None:
         super().__init__()
         self.stratified = stratified
+        self._kept: tuple[Tensor, Tensor] | None = None  # a schedule's levels, and the same on another device
 
     @torch.no_grad()
     def draw(self, schedule: Schedule, count: int, step: Step) -> tuple[Tensor, Tensor]:
@@ -45,12 +46,24 @@ class TimeSampler(nn.Module, ABC):
     def update(self, schedule: Schedule, t: Tensor, loss: Tensor) -> None:
         """Learns from the losses [B] at t [B]; most distributions do not."""
 
+    def _levels(self, schedule: Schedule, device: torch.device) -> Tensor:
+        """The schedule's levels on the device. Copied there once: each copy makes the host wait for the device."""
+        levels = schedule.levels
+        if levels is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a schedule with levels, but {type(schedule).__name__} is continuous: "
+                "use Uniform."
+            )
+        if self._kept is None or self._kept[0] is not levels or self._kept[1].device != device:
+            self._kept = levels, levels.to(device)
+        return self._kept[1]
+
 
 class Levels(TimeSampler):
     """Uniform over the levels of a discrete schedule, t_1 ... t_T: as DDPM and NCSN train."""
 
     def forward(self, schedule: Schedule, u: Tensor) -> tuple[Tensor, Tensor]:
-        levels = _levels(schedule, self).to(u.device)
+        levels = self._levels(schedule, u.device)
         return levels[(u.double() * len(levels)).long().clamp(max=len(levels) - 1)], torch.ones_like(u)
 
 
@@ -78,21 +91,21 @@ class LossSecondMoment(TimeSampler):
         self.register_buffer("counts", torch.zeros(T, dtype=torch.int64))
 
     def forward(self, schedule: Schedule, u: Tensor) -> tuple[Tensor, Tensor]:
-        levels, (T, history) = _levels(schedule, self), self.losses.shape
+        levels, (T, history) = self._levels(schedule, self.losses.device), self.losses.shape
         if len(levels) != T:
             raise ValueError(f"LossSecondMoment has T={T}, but the schedule has {len(levels)} levels: use the same.")
         root = self.losses.double().square().mean(1).sqrt()
         ready = (self.counts >= history).all() & (root.sum() > 0)
         p = torch.where(ready, (1 - self.uniform) * root / root.sum() + self.uniform / T, 1 / T)
         k = torch.searchsorted(p.cumsum(0), u.to(p.device, torch.float64), right=True).clamp(max=T - 1)
-        return levels.to(p.device)[k], 1 / (T * p[k])
+        return levels[k], 1 / (T * p[k])
 
     @torch.no_grad()
     def update(self, schedule: Schedule, t: Tensor, loss: Tensor) -> None:
         """Replaces the oldest losses of each level, in one pass without a scalar read."""
         t, loss = _gathered(t.double()), _gathered(loss.to(self.losses.dtype)).nan_to_num(0.0, 0.0, 0.0)  # T-D7
         T, history = self.losses.shape
-        levels = _levels(schedule, self).to(t.device)
+        levels = self._levels(schedule, t.device)
         level, order = torch.searchsorted((levels[1:] + levels[:-1]) / 2, t).sort(stable=True)
         first = torch.searchsorted(level, level)
         nth = torch.arange(len(level), device=level.device) - first  # of its level in this batch
@@ -137,7 +150,7 @@ class UniformLogSNR(TimeSampler):
         self.reweight = reweight
 
     def forward(self, schedule: Schedule, u: Tensor) -> tuple[Tensor, Tensor]:
-        ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64, device=u.device)
+        ends = torch.linspace(schedule.t_min, schedule.t_max, 2, dtype=torch.float64, device=u.device)  # no copy
         clean, noisy = schedule.log_snr(ends)
         t = schedule.time(clean + u.double() * (noisy - clean))
         if not self.reweight:
@@ -167,15 +180,6 @@ class LogitNormal(TimeSampler):
     def forward(self, schedule: Schedule, u: Tensor) -> tuple[Tensor, Tensor]:
         t = torch.sigmoid(self.mean + self.std * _normal(u))
         return t.clamp(max=schedule.t_max), torch.ones_like(u)
-
-
-def _levels(schedule: Schedule, times: TimeSampler) -> Tensor:
-    if schedule.levels is None:
-        raise ValueError(
-            f"{type(times).__name__} needs a schedule with levels, but {type(schedule).__name__} is continuous: "
-            "use Uniform."
-        )
-    return schedule.levels
 
 
 def _gathered(values: Tensor) -> Tensor:

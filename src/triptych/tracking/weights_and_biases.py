@@ -148,10 +148,11 @@ def name_of(record: Record, settings: Mapping[str, str]) -> str:
     """What W&B calls the number of a later evaluation, e.g. evaluation/fd_digits_1k/DDIM steps 20."""
     sampler = record.sampler or {}
     said = [f"{key.rpartition('.')[2]} {value}" for key, value in settings.items() if key != "sampler"]
-    said = said or [f"steps {sampler['steps']}"] * ("steps" in sampler)
+    said = said or ([f"steps {sampler['steps']}"] if "steps" in sampler else [])
     about = (record.reference or {}).get("split")
     rest = [record.weights] * (not record.weights.startswith("ema(half")) + [str(about)] * (about != "train")
-    return "/".join(["evaluation", record.metric, " ".join([str(sampler.get("name", "")), *said]).strip(), *rest])
+    how = " ".join([str(sampler.get("name", "")), *said]).strip()  # nothing, of a metric of the denoiser
+    return "/".join(filter(None, ["evaluation", record.metric, how, *rest]))
 
 
 def log_evaluation(
