@@ -295,6 +295,7 @@ def installed() -> Iterator[torch.device]:
         mock.patch.object(torch.autograd, "grad", _grad),
         mock.patch.object(torch, "as_tensor", _tensor(torch.as_tensor)),
         mock.patch.object(_foreach_utils, "_foreach_supported_types", [torch.Tensor, Tensor]),
+        torch.autograd.set_multithreading_enabled(False),  # its threads may be older than the device
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     ):
         yield torch.device(NAME, 0)
@@ -340,3 +341,36 @@ def place():
         "accelerator": "auto",
         "devices": 1,
     }
+
+
+@contextlib.contextmanager
+def nccl():
+    """Inside, there are two processes that do the same, on devices: as NCCL, they take no CPU's tensors."""
+
+    def on_the_device(*tensors):
+        if not all(isinstance(x, Tensor) for x in tensors):
+            raise RuntimeError("No backend type associated with device type cpu")
+
+    def all_gather(parts, x, *_, **__):
+        on_the_device(x, *parts)
+        for part in parts:
+            part.copy_(x)
+
+    def all_reduce(x, op=torch.distributed.ReduceOp.SUM, *_, **__):
+        on_the_device(x)
+        if op == torch.distributed.ReduceOp.SUM:
+            x.mul_(2)
+
+    functions = {
+        "is_initialized": lambda: True,
+        "get_world_size": lambda *_: 2,
+        "get_rank": lambda *_: 0,
+        "get_backend": lambda *_: "nccl",
+        "barrier": lambda *_, **__: None,
+        "all_gather": all_gather,
+        "all_reduce": all_reduce,
+    }
+    with contextlib.ExitStack() as patches:
+        for name, function in functions.items():
+            patches.enter_context(mock.patch.object(torch.distributed, name, function))
+        yield

@@ -4,10 +4,15 @@ import shutil
 
 import pytest
 import torch
-from scripts import shell
+from scripts import TINY, shell
+from whole import job
 
 from triptych import compilation, run
+from triptych.callback import EMA
 from triptych.model import UNet
+
+QUIET = ("trainer.val_check_interval=1000", "callback.samples.every_images=null", "callback.evaluate.num_samples=0")
+QUIET += ("callback.likelihood.num_images=0", "callback.vlb.num_images=0")
 
 
 @pytest.mark.parametrize("compile", [True, "reduce-overhead"])
@@ -33,6 +38,28 @@ def test_no_compiler_no_compiling(monkeypatch, compile):
 def test_refused(compile, precision, words):
     with pytest.raises(ValueError, match=words):
         compilation.check(compile, precision, "cpu")
+
+
+def test_graphs_and_accumulated_gradients_do_not_go_together():
+    """PyTorch would say so at the second micro-batch, in words about its own memory (pytorch#169545)."""
+    with pytest.raises(ValueError, match="accumulate_grad_batches=2 would add up: choose compile=true"):
+        compilation.check("reduce-overhead", "32-true", "cuda", 2)
+    compilation.check("reduce-overhead", "32-true", "cpu", 2)  # no graphs there
+
+
+def test_what_a_graph_returns_outlives_its_next_replay(monkeypatch):
+    """A graph writes its output where the last one is, which a multistep sampler keeps."""
+    memory = torch.zeros(3)
+
+    class Graph(torch.nn.Module):
+        def forward(self, x, c_noise, cond=None):
+            return memory.copy_(x)
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    network = Graph()
+    compilation.compiled(network, "reduce-overhead", "cpu")
+    first, second = network(torch.ones(3), None), network(2 * torch.ones(3), None)
+    assert first.tolist() == [1, 1, 1] and second.tolist() == [2, 2, 2]
 
 
 def test_half_precision_of_a_gpu_and_of_bfloat16_is_not_refused():
@@ -65,3 +92,26 @@ def test_compiling_goes_together_with_averages_two_processes_and_checkpoints(tmp
     assert stored["global_step"] == 5 and not any("_orig_mod" in name for name in stored["state_dict"])
     assert set(stored["ema"]["shadow"]) == {name for name, _ in run.load(folder).named_parameters()}
     assert torch.isfinite(run.load(folder)(torch.zeros(3, 2), torch.full((3,), 0.5))).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_laid_out_for_a_gpu_goes_on_bit_for_bit(tmp_path):
+    """Its weights are channels_last and a checkpoint's tensors contiguous: what is loaded is given the weights' layout,
+    without which a fused optimizer on a GPU refuses, and one on a CPU pairs the wrong numbers."""
+
+    def go_on(folder, steps, checkpoint=None):
+        torch.manual_seed(0)
+        trainer, formulation, dataset = job(folder, *TINY, *QUIET, f"trainer.max_steps={steps}")
+        formulation.model.to(memory_format=torch.channels_last)
+        trainer.fit(formulation, datamodule=dataset, ckpt_path=checkpoint, weights_only=True)
+        (optimizer,) = trainer.optimizers
+        average = next(c for c in trainer.callbacks if isinstance(c, EMA))
+        for name, p in formulation.named_parameters():
+            assert optimizer.state[p]["exp_avg"].stride() == average._shadow[name].stride() == p.stride()
+        return {name: p.detach() for name, p in formulation.named_parameters()}
+
+    whole = go_on(tmp_path / "whole", 8)
+    go_on(tmp_path / "parts", 4)
+    parts = go_on(tmp_path / "parts", 8, tmp_path / "parts" / "checkpoints" / "last.ckpt")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)

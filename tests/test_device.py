@@ -24,6 +24,7 @@ from triptych import generate, run, sampler
 from triptych.callback.guard import NotFinite
 from triptych.dataset.augment import PARAMETERS, augment
 from triptych.formulation import DDPM, EDM, NCSN, FlowMatching, ScoreSDE
+from triptych.formulation.tally import Tally
 from triptych.formulation.times import Levels, LogitNormal, LogNormal, LossSecondMoment, Uniform, UniformLogSNR
 from triptych.generate import Job
 from triptych.guidance import ClassifierFree
@@ -347,6 +348,56 @@ def test_a_likelihood_waits_a_batch_and_not_an_image(metric, model, gpu):
     assert waited[0] == waited[1] and sum(waited[0].values()) < 12, waited
 
 
+# Several processes
+
+
+def test_the_losses_since_the_last_log_are_gathered_on_the_device(gpu):
+    """Also where there are none: at a checkpoint right after a log, such as the one at the end of each run."""
+    tally = Tally()
+    with device.nccl():
+        assert tally.state(gpu).shape[0] == 2 and not tally.state(gpu).any()
+        tally.add(torch.ones(3, device=gpu), torch.zeros(3, device=gpu), torch.ones(3, device=gpu))
+        assert tally.state(gpu)[:, 2].sum(1).tolist() == [3, 3]
+        assert tally.read()[""] == 1
+        assert not tally.state(gpu).any()
+
+
+def test_second_moments_are_gathered_on_the_device(gpu):
+    times, schedule = LossSecondMoment(T=5, history=2).to(gpu), Cosine(T=5)
+    with device.nccl():
+        t, _ = times.draw(schedule, 8, Step(0, (0, 0), device=gpu))
+        times.update(schedule, t, t.square())
+    assert int(times.counts.sum()) == 16
+
+
+@pytest.mark.parametrize("name", METRICS | POINTS)
+def test_a_metric_is_gathered_on_the_device(name, gpu):
+    """From a process without samples, too."""
+    source = generator("cpu", "images")
+    real, fake = (torch.rand(20, 1, 8, 8, generator=source) ** k for k in (1, 2))
+    for count in (20, 0):
+        metric = METRICS[name](fd_extractor("digits")) if name in METRICS else POINTS[name]()
+        make = (lambda x: (255 * x).to(torch.uint8)) if name in METRICS else (lambda x: x.flatten(1)[:, :2])
+        metric = metric.to(gpu)
+        metric.update(make(real).to(gpu), real=True)
+        metric.freeze_reference()
+        if count:
+            metric.update(make(fake).to(gpu), real=False, index=torch.arange(count))
+        with device.nccl():
+            metric.sync()
+        states = [getattr(metric, name) for name in metric._defaults]
+        tensors = [x for state in states for x in (state if isinstance(state, list) else [state])]
+        assert tensors and all(x.device == gpu for x in tensors)
+
+
+def test_a_likelihood_is_gathered_on_the_device(gpu):
+    metric = BitsPerDim(steps=1).to(gpu)
+    metric.update(copy.deepcopy(VE_MODEL()).to(gpu), torch.zeros(3, 1, 8, 8, dtype=torch.uint8).to(gpu), index=range(3))
+    with device.nccl():
+        metric.compute()
+    assert metric.count == 3  # each process has measured the same three
+
+
 # Training, whole
 
 OWN = ("trainer.accelerator=cpu", "trainer.val_check_interval=15")
@@ -365,6 +416,9 @@ RUNS = {
     "edm": ["formulation=edm", "dataset.augment=0.5", "dataset.dequantise=true", RESIDENT],
     "flow_matching": ["formulation=flow_matching", *TOY, RESIDENT],
 }
+
+
+LONG = ("learned", "ncsn")
 
 
 class Watch(Callback):
@@ -398,7 +452,7 @@ def fit(folder, *overrides, **place):
     return {"checkpoint": checkpoint, "rows": rows, "files": digests}, watch.seen
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in RUNS])
 def test_a_run_is_the_cpus_bit_for_bit_and_its_steps_wait_for_nothing(name, tmp_path):
     there, seen = fit(tmp_path / "gpu", *RUNS[name], **device.place())
     here, _ = fit(tmp_path / "cpu", *RUNS[name])

@@ -2,20 +2,23 @@
 
 import os
 import shutil
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
-MODES = "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"  # torch's; the first replays CUDA graphs
+GRAPHS = "reduce-overhead", "max-autotune"  # torch's modes that replay CUDA graphs
+MODES = (*GRAPHS, "max-autotune-no-cudagraphs")
 
 
-def check(compile: bool | str, precision: str, device: torch.device | str) -> None:
+def check(compile: bool | str, precision: str, device: torch.device | str, accumulate: int = 1) -> None:
     """Raises a ValueError for what would fail in the middle of the first step.
 
     Args:
         compile: false, true, or a mode of torch.compile.
         precision: of the trainer.
+        accumulate: micro-batches whose gradients are added up.
     """
     device = torch.device(device)
     if device.type == "cpu" and str(precision).startswith("16"):
@@ -33,6 +36,11 @@ def check(compile: bool | str, precision: str, device: torch.device | str) -> No
             + (f"no {compiler}, which CXX names" if compiler else "none")
             + ": install g++, or set compile=false."
         )
+    if device.type == "cuda" and compile in GRAPHS and accumulate > 1:
+        raise ValueError(
+            f"compile={compile} replays CUDA graphs, each of which overwrites the gradients that "
+            f"trainer.accumulate_grad_batches={accumulate} would add up: choose compile=true."
+        )
     if device.type == "cuda" and not has_triton():
         raise ValueError(f"compile={str(compile).lower()} on a GPU needs triton: pip install triton, or compile=false.")
 
@@ -48,3 +56,11 @@ def compiled(network: nn.Module, compile: bool | str, device: torch.device | str
     if torch.device(device).type == "cuda":
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     network.compile(mode=compile if isinstance(compile, str) else None)
+    replay = network._compiled_call_impl
+    if compile in GRAPHS and replay is not None:
+        network._compiled_call_impl = _kept(replay)
+
+
+def _kept(replay: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A graph writes each output to the memory of the one before, which a multistep sampler may still need."""
+    return lambda *inputs: replay(*inputs).clone()

@@ -176,8 +176,10 @@ def for_checkpoint(tensor: Tensor, trainer: Trainer) -> Tensor:
 
 
 def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A float32 copy of a tensor where `like` is: on its device, and sharded as it is."""
+    """A float32 copy of a tensor where `like` is: on its device, in its layout, and sharded as it is."""
     if isinstance(like, DTensor) and not isinstance(tensor, DTensor):
         device = like.to_local().device
         return distribute_tensor(tensor.to(device, torch.float32), like.device_mesh, like.placements)
-    return tensor.to(like.device, torch.float32).clone()
+    if isinstance(like, DTensor):
+        return tensor.to(like.device, torch.float32).clone()
+    return torch.empty_like(like, dtype=torch.float32, requires_grad=False).copy_(tensor)

@@ -76,7 +76,12 @@ class Job:
         )
         lighten(trainer, formulation)
         shard.check(trainer, formulation, bool(config.compile), checkpoint.sharded if checkpoint else None)
-        compilation.check(config.compile, config.trainer.precision, trainer.strategy.root_device)
+        compilation.check(
+            config.compile,
+            config.trainer.precision,
+            trainer.strategy.root_device,
+            trainer.accumulate_grad_batches,
+        )
         return cls(folder, dataset, formulation, callbacks, status, trainer, asked)
 
     def callback(self, kind: type) -> Any:

@@ -1,4 +1,5 @@
 import io
+import types
 import warnings
 
 import lightning
@@ -215,6 +216,16 @@ def test_a_set_without_a_test_split_needs_a_holdout():
 def test_a_batch_that_does_not_divide_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="type global_batch_size=8 or 12"):
         fit(Counted(global_batch_size=10), 1, tmp_path, accumulate_grad_batches=4)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("mps", False), ("cuda:1", True)])
+def test_batches_from_the_host_are_page_locked_for_cuda_alone(monkeypatch, device, pinned):
+    """A run on the CPU of a machine with a GPU does not begin with that GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = Counted(device_resident=False)
+    strategy = types.SimpleNamespace(root_device=torch.device(device))
+    data.trainer = types.SimpleNamespace(strategy=strategy, global_rank=0, world_size=1, global_step=0)
+    assert data.train_dataloader().store.pinned == pinned
 
 
 def test_digits_are_scikit_learns():

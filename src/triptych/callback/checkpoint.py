@@ -55,8 +55,8 @@ class AtomicIO(TorchCheckpointIO):
             self._write(checkpoint, sharded, Path(path), names)
             return
         copy, share = self._copied(checkpoint), self._stager.stage(sharded)  # pyright: ignore[reportArgumentType]
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.cuda.is_initialized():  # a run on the CPU does not begin with a GPU here
+            torch.cuda.synchronize()  # this process's: the copies are made after whatever training has asked for
         self._thread = threading.Thread(target=self._write, args=(copy, share, Path(path), names), name="checkpoint")
         self._thread.start()
 

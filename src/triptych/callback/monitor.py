@@ -82,7 +82,7 @@ class Monitor(Callback):
         checkpoint["monitor"] = {
             "validated": self._validated or 0,
             "logged": self._last_logged,
-            "losses": tally.state(),
+            "losses": tally.state(pl_module.device),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -110,8 +110,8 @@ class Monitor(Callback):
         metrics["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         metrics["train/images_per_second"] = steps * batch / max(1e-9, self._seconds)
         metrics |= self._norms(trainer, pl_module)
-        if torch.cuda.is_available():
-            metrics["train/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if pl_module.device.type == "cuda":
+            metrics["train/memory_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
         self._seconds, self._last_logged = 0.0, trainer.global_step
         self.latest |= metrics
         log_scalars(trainer.loggers, metrics, trainer.global_step, images_seen(trainer))

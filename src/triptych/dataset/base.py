@@ -191,10 +191,11 @@ class Dataset(LightningDataModule, ABC):
         rank, world_size = self._place()
         accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
         device = self._device(images.nbytes)
+        pinned = device.type == "cpu" and self._root_device().type == "cuda"
         if isinstance(images, np.memmap) and images.nbytes > IN_MEMORY and device.type == "cpu":
-            store = MappedStore(images, self.flip, pinned=torch.cuda.is_available())
+            store = MappedStore(images, self.flip, pinned)
         else:
-            store = Store(images, self.flip, device)
+            store = Store(images, self.flip, device, pinned)
         rows = np.flatnonzero(~held_out(len(images), self.holdout))
         return TrainBatches(
             store,
@@ -268,9 +269,12 @@ class Dataset(LightningDataModule, ABC):
 
     def _device(self, size: int) -> torch.device:
         """Where a set of so many bytes is kept."""
-        cpu = torch.device("cpu")
-        device = getattr(getattr(self.trainer, "strategy", None), "root_device", cpu)
+        cpu, device = torch.device("cpu"), self._root_device()
         if self.device_resident != "auto":
             return device if self.device_resident else cpu
         memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
         return device if size <= memory // 8 else cpu
+
+    def _root_device(self) -> torch.device:
+        """Where this process trains."""
+        return getattr(getattr(self.trainer, "strategy", None), "root_device", torch.device("cpu"))

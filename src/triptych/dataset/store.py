@@ -18,26 +18,33 @@ class Store:
         images: uint8 [N, C, H, W] or float32 [N, D].
         flip: whether rows from N on will be asked for.
         device: where the tensor lies and the batches are made.
+        pinned: make batches in page-locked memory, from which a GPU copies without waiting.
     """
 
-    def __init__(self, images: np.ndarray, flip: bool = False, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, images: np.ndarray, flip: bool = False, device: torch.device | str = "cpu", pinned: bool = False
+    ) -> None:
         data = torch.from_numpy(images if images.flags.writeable else np.array(images)).to(device)
         self.size, self.shape, self.flip, self.device = len(data), tuple(data.shape[1:]), flip, data.device
         self.doubled = flip and 2 * data.nbytes <= BOTH_ORIENTATIONS
         if self.doubled:
             data = torch.cat([data, data.flip(-1)])
         self.data = data.reshape(len(data), -1)
-        self.buffers = Buffers()
+        self.pinned, self.buffers = pinned, Buffers()
 
     def take(self, rows: Tensor) -> Tensor:
         """Rows int64 [B] on the store's device -> [B, ...] in the dtype of the store."""
         index = rows if self.doubled or not self.flip else rows % self.size
         if self.device.type == "cpu":
-            out = self.buffers.take((len(rows), self.data.shape[1]), self.data.dtype)
+            shape, dtype = (len(rows), self.data.shape[1]), self.data.dtype
+            # Page-locked memory is new each time: PyTorch keeps it until the device has read it, which we cannot see
+            out = torch.empty(shape, dtype=dtype, pin_memory=True) if self.pinned else self.buffers.take(shape, dtype)
             x = torch.index_select(self.data, 0, index, out=out).view(-1, *self.shape)
         else:
             x = self.data.index_select(0, index).view(-1, *self.shape)
-        return mirror(x, rows >= self.size) if self.flip and not self.doubled else x
+        if not self.flip or self.doubled:
+            return x
+        return mirror(x, rows >= self.size, out=x if self.pinned else None)
 
 
 class MappedStore:

@@ -176,6 +176,7 @@ class Formulation(LightningModule, ABC):
         if self.make_optimizer is None:
             raise ValueError(f"{type(self).__name__} was built without an optimizer: give optimizer=… to train it.")
         optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+        optimizer.register_load_state_dict_post_hook(_lay_out)
         warmup = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         )
@@ -249,6 +250,17 @@ class Formulation(LightningModule, ABC):
                 f"{'a continuous noise level' if known is None else f'{known} levels'}: choose another model, "
                 f"or formulation=ncsn formulation.version=1 with schedule.L={embedded}."
             )
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Gives what was loaded the strides of its parameters, which fused optimizers walk through side by side.
+
+    A network compiled for a GPU is channels_last; tensors of a checkpoint are contiguous.
+    """
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                state[name] = torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _snake(name: str) -> str:

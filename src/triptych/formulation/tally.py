@@ -26,9 +26,12 @@ class Tally:
         index = torch.bucketize(log_snr.float(), self._edges)
         self._sums.index_add_(1, index, torch.stack([loss, weight * loss, torch.ones_like(loss)]))
 
-    def state(self) -> Tensor:
-        """What has been added so far on each rank, [ranks, 3, bins], for a checkpoint; called on every rank."""
-        sums = torch.zeros(3, len(NAMES)) if self._sums is None else self._sums
+    def state(self, device: torch.device) -> Tensor:
+        """What has been added so far on each rank, [ranks, 3, bins], for a checkpoint; called on every rank.
+
+        device: where losses are added; NCCL gathers from nowhere else, even where nothing has been added yet.
+        """
+        sums = torch.zeros(3, len(NAMES), device=device) if self._sums is None else self._sums
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return sums[None].clone()
         parts = [torch.empty_like(sums) for _ in range(torch.distributed.get_world_size())]
