@@ -35,6 +35,17 @@ def command(
     Args:
         prepare: rewrites the command line's arguments before Hydra reads them, e.g. to take a run's own settings.
     """
+    try:
+        _run(name, task, prepare)
+    except BrokenPipeError:  # of `--help | head`; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:  # while something is imported, too
+        print(f"{Path(sys.argv[0]).name}: interrupted.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _run(name: str, task: Callable[[DictConfig], object], prepare: Callable[[list[str]], list[str]] | None) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -66,12 +77,6 @@ def command(
         if full_error:
             raise
         refuse(explain(error, name))
-    except BrokenPipeError:  # of `--help | head`; what is left in the buffer goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted.", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
 
 
 def _ended(stop: SystemExit) -> None:
