@@ -4,10 +4,10 @@
     OMP_NUM_THREADS=1 python bench/training.py --network tiny     # 1.0 M parameters
     python bench/training.py --device cuda --batch 128            # beside the roofline of an H100
 
-Forward, backward, clip, optimizer, average of the weights. `--profile` says where the time goes, `--memory NAME` what
-the step of one library takes at its peak (each in a process of its own). Rounds take turns; medians, and the median of
-the ratios of one turn. Targets on a CPU: 1.05 times diffusers in fp32, 1.08 in bf16, bf16 1.8 times the best peer's
-fp32; the tiny network 1.35 times the best peer.
+Forward, backward, clip, optimizer, average of the weights. `--profile` says where the time goes, `--count` how many
+operators a step is, `--memory` what it takes at its peak (each library in a process of its own). Rounds take turns;
+medians, and the median of the ratios of one turn. Targets on a CPU: 1.05 times diffusers in fp32, 1.08 in bf16, bf16
+1.8 times the best peer's fp32; the tiny network 1.35 times the best peer.
 """
 
 import argparse
@@ -16,10 +16,15 @@ import statistics
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 from harness import finish, ratio, table, take_turns
 from peers import GPU_WAYS, NETWORKS, WAYS, Way, available
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from counting import Count  # noqa: E402 (the counter that the tests use)
 
 ROOFLINE = 13_500  # images/s of the 35.7 M network on one H100: products at 798 TFLOP/s, then fused traffic at 3 TB/s
 SAME_SIZE = "triptych", "diffusers", "azula"
@@ -105,6 +110,18 @@ def profile(arguments: argparse.Namespace) -> None:
         table(["operator", "share", "calls"], rows)
 
 
+def count(arguments: argparse.Namespace) -> None:
+    """Operators of a step, views left out, and how often it reads a number back from the device; without noise."""
+    rows, results = [], {}
+    for name, step in build(arguments).items():
+        with Count() as counted:
+            step()
+        results[name] = {"operators": counted.total(), "scalar_reads": counted.scalar_reads}
+        rows.append([name, f"{counted.total():,}", f"{counted.scalar_reads:,}"])
+    table(["step", "operators", "scalar reads"], rows)
+    finish("count", network=arguments.network, steps=results)
+
+
 def memory(arguments: argparse.Namespace) -> None:
     """The peak of this process above what it was once everything was imported."""
     way = WAYS[arguments.memory]
@@ -150,6 +167,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--only", nargs="+", help="names of libraries")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--count", action="store_true")
     parser.add_argument("--memory", nargs="?", const="all", metavar="NAME")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -164,6 +182,8 @@ def main() -> None:
         memory(arguments)
     elif arguments.profile:
         profile(arguments)
+    elif arguments.count:
+        count(arguments)
     else:
         measure(arguments)
 
