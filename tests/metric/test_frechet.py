@@ -223,6 +223,20 @@ def test_runs_outside_of_autocast():
         assert float(filled(real, fake, Linear()).compute()) == float(expected)
 
 
+def test_runs_without_tf32():
+    """Which CUDA's convolutions use by default; what others do with it stays as it is."""
+    seen, before = [], torch.backends.cudnn.conv.fp32_precision
+
+    class Asking(Pixels):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
+            return super().forward(x)
+
+    filled(images(50, 1), images(50, 2), Asking())
+    assert set(seen) == {"ieee"} and torch.backends.cudnn.conv.fp32_precision == before
+    assert torch.backends.cudnn.allow_tf32 == (before == "tf32")
+
+
 def test_reset_keeps_the_real_images_if_asked():
     real, fake = images(100, 1), images(100, 2)
     metric = FrechetDistance(Pixels(), reset_real=False)
