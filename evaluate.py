@@ -82,7 +82,7 @@ def evaluate_run(config: DictConfig) -> None:
         "images_seen": (checkpoint.get("ema") or {}).get("images_seen"),
         "world_size": world,
         "computing": computing(
-            fabric.strategy.precision.precision,
+            fabric.strategy.precision.precision if evaluator.of_samples else "32-true",  # likelihoods are never halved
             formulation.model,
             fabric.device,
             config.batch_size if evaluator.of_samples else None,
@@ -118,7 +118,7 @@ def evaluate_run(config: DictConfig) -> None:
     points: list[tradeoff.Point] = []
     notes: list[str] = []
     calls = dict(zip(map(id, jobs), cost_of.calls, strict=True))
-    with tradeoff.Progress(cost_of.work, shown=rank == 0) as progress, fabric.autocast():
+    with tradeoff.Progress(cost_of.work, shown=rank == 0) as progress:
         for number, cell in enumerate(grid, 1):
             settings, blocks = cell.settings, cell.jobs
             title = tradeoff.name_of(settings, blocks[0].sampler)
@@ -133,7 +133,9 @@ def evaluate_run(config: DictConfig) -> None:
                     which = f" ({number}/{len(grid)})" if len(grid) > 1 else ""
                     which += f" seed block {k}/{len(blocks)}" if len(blocks) > 1 else ""
                     progress.begin(title + which, calls[id(job)])
-                    for name, value in evaluator.measure(job, progress, rank, world, keeper).items():
+                    with fabric.autocast():  # which keeps its copies of the weights until it ends
+                        values = evaluator.measure(job, progress, rank, world, keeper)
+                    for name, value in values.items():
                         found.setdefault(name, []).append(value)
             except Exception as error:
                 if not config.grid:

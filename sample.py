@@ -67,7 +67,7 @@ def sample(config: DictConfig) -> None:
     save(picture(samples[:256]) if samples.ndim == 4 else picture(samples), out / "grid.png")
     if config.animate:
         shown = range(config.first, config.first + min(job.count, 16 if samples.ndim == 4 else 2000))
-        with torch.no_grad():
+        with torch.no_grad(), fabric.autocast():
             states = [storable(x).cpu() for x in job.trajectory(shown)]
         states = states[:: max(1, len(states) // 60)] + states[-1:]
         frames = [enlarge(grid(s), 400) if s.ndim == 4 else picture(s) for s in states]

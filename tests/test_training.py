@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 
 import numpy as np
 import pytest
 import torch
 from scripts import ROOT, TINY, call, shell
+from whole import job
 
 from triptych import posthoc, run
 from triptych.tracking import read_csv
@@ -150,6 +152,48 @@ def test_half_precision_is_another_protocol(folder, tmp_path):
     assert call("evaluate.py", f"run={mine}", *arguments).code == 0
     (path,) = set((mine / "evaluations").iterdir()) - before
     assert json.loads(path.read_text())["computing"]["precision"] == "bf16-mixed"
+
+
+def test_each_cell_of_a_grid_has_its_own_weights_in_half_precision(folder, tmp_path):
+    """Autocast keeps its halved copies of the weights, which know nothing of new ones put in their place."""
+    values = {}
+    for weights in (("-m", "weights=ema,raw"), ("-m", "weights=raw,ema"), ("weights=raw",)):
+        mine = tmp_path / weights[-1]
+        shutil.copytree(folder, mine)
+        shutil.rmtree(mine / "evaluations")
+        arguments = ("num_samples=32", "batch_size=16", "trainer=cpu", "log=false", "trainer.precision=bf16-mixed")
+        assert call("evaluate.py", f"run={mine}", "sampler=ddim", "sampler.steps=3", *arguments, *weights).code == 0
+        for path in (mine / "evaluations").glob("*.json"):
+            record = json.loads(path.read_text())
+            values.setdefault(record["weights"][:3], []).append(record["value"])
+    assert len(values["raw"]) == 3 and len(values["ema"]) == 2
+    assert len(set(values["raw"])) == len(set(values["ema"])) == 1 and values["raw"][0] != values["ema"][0]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_number_is_computed_as_its_record_says(precision, tmp_path):
+    """Samples in the precision of training, likelihoods in float32."""
+    small = ("callback.samples.every_images=null", "schedule.T=30", "trainer.max_steps=2")
+    trainer, formulation, dataset = job(tmp_path, *TINY, *small, f"trainer.precision={precision}")
+    seen = set()
+
+    def note(module, inputs, output):
+        asking = next((name for name in ("flow_likelihood", "variational_bound", "trajectory") if name in stack()), "")
+        seen.add((asking, output.dtype))
+
+    formulation.model.input.register_forward_hook(note)
+    trainer.fit(formulation, datamodule=dataset)
+    half = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+    assert {("trajectory", half), ("flow_likelihood", torch.float32), ("variational_bound", torch.float32)} <= seen
+    assert {dtype for asking, dtype in seen if asking in ("", "trajectory")} == {half}
+    records = [json.loads(path.read_text()) for path in (tmp_path / "evaluations").glob("*.json")]
+    assert {(r["metric"], r["computing"]["precision"]) for r in records} == {
+        ("measured_32", precision), ("bits_per_dim_4", "32-true"), ("vlb_2", "32-true")
+    }  # fmt: skip
+
+
+def stack():
+    return {frame.name for frame in traceback.extract_stack()}
 
 
 def test_another_block_size_is_the_same_distance(folder, tmp_path):

@@ -1,10 +1,12 @@
 """Training time is counted in images: what every callback asks of the Trainer."""
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 
 
 def images_seen(trainer: Trainer) -> int:
@@ -17,6 +19,13 @@ def images_seen(trainer: Trainer) -> int:
 def rehearsed(trainer: Trainer) -> bool:
     """Whether this is `trainer.fast_dev_run`, one batch of everything: then nothing is sampled or measured."""
     return bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def autocast(trainer: Trainer) -> AbstractContextManager:
+    """In which samples are made while a model trains: in mixed precision as it trains, and as sample.py and evaluate.py
+    do. It keeps its copies of the weights until it ends: to be entered once the right ones are in place."""
+    plugin = trainer.precision_plugin
+    return plugin.forward_context() if isinstance(plugin, MixedPrecision) else nullcontext()
 
 
 class Agreement:

@@ -6,7 +6,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from triptych.callback.clock import Every, rehearsed
+from triptych.callback.clock import Every, autocast, rehearsed
 from triptych.callback.ema import averaged
 from triptych.callback.results import report
 from triptych.callback.stop import interruptible, stopping
@@ -112,7 +112,7 @@ class Evaluate(Callback):
         shown = final and trainer.is_global_zero
         for raw in self.weights:
             total = Progress(job.count, job.sampler.steps, "evaluating raw weights" if raw else "evaluating", shown)
-            with contextlib.nullcontext() if raw else averaged(trainer), total as progress:
+            with contextlib.nullcontext() if raw else averaged(trainer), autocast(trainer), total as progress:
                 values = self._evaluator.measure(job, progress, trainer.global_rank, trainer.world_size)
             records = report(trainer, self._evaluator, values, job, job.count, kept=final, raw=raw)
             if final:

@@ -61,7 +61,7 @@ def _written(
             images_seen=images_seen(trainer),
             world_size=trainer.world_size,
             computing=computing(
-                str(trainer.precision),
+                str(trainer.precision) if job else "32-true",  # likelihoods are never halved
                 trainer.lightning_module.model,  # pyright: ignore[reportArgumentType]
                 trainer.strategy.root_device,
                 job.block if job else None,

@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from triptych import disk
-from triptych.callback.clock import Every, images_seen, rehearsed
+from triptych.callback.clock import Every, autocast, images_seen, rehearsed
 from triptych.callback.ema import averaged
 from triptych.callback.guard import alarm
 from triptych.callback.stop import interruptible, stopping
@@ -88,7 +88,7 @@ class Samples(Callback):
     def look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws and logs; every rank makes its share."""
         seen = images_seen(trainer)
-        with averaged(trainer), evaluating(pl_module):  # pyright: ignore[reportArgumentType]
+        with averaged(trainer), autocast(trainer), evaluating(pl_module):  # pyright: ignore[reportArgumentType]
             dataset = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
             samples = self.job(pl_module, dataset, self.count).collect(None, trainer.global_rank, trainer.world_size)
             if not trainer.is_global_zero:
