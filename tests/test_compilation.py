@@ -40,6 +40,12 @@ def test_refused(compile, precision, words):
         compilation.check(compile, precision, "cpu")
 
 
+def test_a_device_without_float64_is_refused():
+    """Lightning's accelerator=auto takes it on a Mac; schedules would end in a TypeError."""
+    with pytest.raises(ValueError, match="no float64.*set trainer.accelerator=cpu"):
+        compilation.check(False, "32-true", "mps")
+
+
 def test_graphs_and_accumulated_gradients_do_not_go_together():
     """PyTorch would say so at the second micro-batch, in words about its own memory (pytorch#169545)."""
     with pytest.raises(ValueError, match="accumulate_grad_batches=2 would add up: choose compile=true"):

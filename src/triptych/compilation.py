@@ -21,6 +21,10 @@ def check(compile: bool | str, precision: str, device: torch.device | str, accum
         accumulate: micro-batches whose gradients are added up.
     """
     device = torch.device(device)
+    if device.type == "mps":
+        raise ValueError(
+            "Apple's GPUs have no float64, in which noise schedules are computed: set trainer.accelerator=cpu."
+        )
     if device.type == "cpu" and str(precision).startswith("16"):
         raise ValueError(
             f"trainer.precision={precision} needs a GPU: on a CPU choose trainer.precision=bf16-mixed, or 32-true."

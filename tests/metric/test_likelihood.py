@@ -8,9 +8,10 @@ from networks import Speaker
 from oracles import Mixture, gaussian, two_modes
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
-from triptych.formulation import NCSN
+from triptych.formulation import NCSN, ScoreSDE
 from triptych.metric import log_likelihood
 from triptych.metric.likelihood import _norm, flow_likelihood
+from triptych.model import MLP
 from triptych.schedule import EDM, VE, VP, Cosine, Geometric, Learned, LinearBeta, QuadraticBeta, Rectified, SubVP
 
 SCHEDULES = [
@@ -203,3 +204,20 @@ def test_refusals():
 
     with pytest.raises(ValueError, match="gradients are off"):
         log_likelihood(Closed(VP()), samples())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_exact_divergence_leaves_a_compiled_network_alone():
+    """Its backward pass, which torch.compile has given its memory away to, is run once a dimension."""
+    calls = []
+
+    def backend(graph, inputs):
+        return lambda *inputs: calls.append(1) or graph.forward(*inputs)
+
+    formulation, x_0 = ScoreSDE(MLP(2, 2, 16, 1), VP()).eval(), torch.rand(3, 2) - 0.5
+    plain = log_likelihood(formulation, x_0, divergence="exact", steps=1)
+    formulation.model.compile(backend=backend)
+    log_likelihood(formulation, x_0, steps=1)
+    seen = len(calls)
+    again = log_likelihood(formulation, x_0, divergence="exact", steps=1)
+    assert seen and len(calls) == seen and torch.equal(plain, again)

@@ -9,7 +9,9 @@ the levels of a table, nothing that grows, and sigma > 0 is all it needs.
 Song et al. 2021. arXiv:2011.13456, App. D.2, Eqs. 39-40.
 """
 
+import contextlib
 import math
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -130,7 +132,7 @@ def _c(u: Tensor) -> Tensor:
 
 def _trace(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tensor) -> tuple[Tensor, Tensor]:
     """function(x), and the sum over probes e of e^T J e in float64. [B, D], [n, B, D] -> [B, D], [B]."""
-    with torch.enable_grad():
+    with torch.enable_grad(), _eager() if len(probes) > 1 else contextlib.nullcontext():
         x = x.clone().requires_grad_()
         y = function(x)
         if not y.requires_grad:
@@ -140,6 +142,12 @@ def _trace(function: Callable[[Tensor], Tensor], x: Tensor, probes: Tensor) -> t
             (product,) = torch.autograd.grad(y, x, probe, retain_graph=i + 1 < len(probes))
             trace += (product.double() * probe.double()).sum(1)
     return y.detach(), trace
+
+
+def _eager() -> contextlib.AbstractContextManager:
+    """A backward pass that torch.compile has made gives its memory away, and can be run only once."""
+    compiling = "torch._dynamo" in sys.modules  # which takes seconds to import
+    return torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
 
 
 def _axes(x: Tensor) -> Tensor:
