@@ -18,7 +18,7 @@ def sample(config: DictConfig) -> None:
     from triptych.dataset.given import given
     from triptych.generate import Job, Progress, computing, devices, storable
     from triptych.image import enlarge, filmstrip, from_uint8, grid, picture, save, save_animation
-    from triptych.record import code_version, describe_sampler, write_json
+    from triptych.record import of_samples, write_json
 
     cli.quiet()
     with refusal.refusals():
@@ -73,26 +73,16 @@ def sample(config: DictConfig) -> None:
         frames = [enlarge(grid(s), 400) if s.ndim == 4 else picture(s) for s in states]
         save_animation(frames, out / "trajectory.gif")
         save(filmstrip([states[k] for k in np.linspace(0, len(states) - 1, 10).round().astype(int)]), out / "strip.png")
-    record = {
-        "run": str(config.run),
-        "num_samples": job.count,
-        "seed": job.seed,
-        "first": job.first,
-        "batch_size": job.block,
-        "sampler": describe_sampler(sampler),
-        "guidance": run.plain(guidance) if guidance else None,
-        "labels": job.labels,
-        "init": None if init is None else {"path": str(config.init), "num_images": len(init)},
-        "nfe": job.nfe,
-        "images_per_second": job.images_per_second,
-        "weights": run.weights_profile(checkpoint, weights, config.run),
-        "images_seen": (checkpoint.get("ema") or {}).get("images_seen"),
-        "quantisation": "uint8, floor(127.5 x + 128)" if samples.ndim == 4 else "none",
-        "world_size": world,
-        "device": str(job.device),
-        "computing": computing(fabric.strategy.precision.precision, formulation.model, job.device, job.block),
-        "code": code_version(),
-    }
+    record = of_samples(
+        job,
+        run=str(config.run),
+        guidance=run.plain(guidance) if guidance else None,
+        init=None if init is None else {"path": str(config.init), "num_images": len(init)},
+        weights=run.weights_profile(checkpoint, weights, config.run),
+        images_seen=(checkpoint.get("ema") or {}).get("images_seen"),
+        world_size=world,
+        computing=computing(fabric.strategy.precision.precision, formulation.model, job.device, job.block),
+    )
     write_json(out / "record.json", record)
     print(f"{job.count} samples, {job.nfe} network calls each, {job.images_per_second:.1f} images/s a device.")
     written = ["samples.npz", "grid.png", "record.json"] + ["trajectory.gif", "strip.png"] * bool(config.animate)

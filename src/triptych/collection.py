@@ -68,11 +68,13 @@ def like(collection: Collection, shape: tuple[int, ...], name: str) -> Collectio
 
 
 def protocol(path: Path) -> dict[str, Any]:
-    """What is known of how the images were made: from the record.json that sample.py puts beside them, or nothing."""
+    """What is known of how the images were made, or nothing: from the record.json that sample.py puts beside its
+    samples.npz, or from the json of the file's own name that evaluate.py puts beside what it keeps."""
     try:
-        if path.is_file() and path.name != "samples.npz":
-            raise ValueError("Not the file that the record beside it tells of.")
-        told = json.loads(((path if path.is_dir() else path.parent) / "record.json").read_text())
+        beside = path / "record.json" if path.is_dir() else path.with_suffix(".json")
+        if path.name == "samples.npz" and not beside.exists():
+            beside = path.with_name("record.json")
+        told = json.loads(beside.read_text())
         seeds = {"seed": told["seed"], "first": told["first"], "last": told["first"] + told["num_samples"] - 1}
         known = ("sampler", "guidance", "nfe", "labels", "images_seen", "weights", "quantisation", "images_per_second")
         said = {key: told[key] for key in known} | {"computing": told.get("computing"), "run": str(told["run"])}

@@ -159,6 +159,27 @@ def describe_sampler(sampler: Any) -> dict[str, Any]:
     return {"name": type(sampler).__name__} | fields
 
 
+def of_samples(job: Any, **more: Any) -> dict[str, Any]:
+    """What is written beside kept samples, so that a later measurement of them knows how they were made.
+
+    Args:
+        job: the `generate.Job` that has made them. more: what it does not know: run, weights, guidance, computing, ...
+    """
+    return {
+        "num_samples": job.count,
+        "seed": job.seed,
+        "first": job.first,
+        "batch_size": job.block,
+        "sampler": describe_sampler(job.sampler),
+        "labels": job.labels,
+        "nfe": job.nfe,
+        "images_per_second": job.images_per_second,
+        "quantisation": "uint8, floor(127.5 x + 128)" if len(job.shape) == 3 else "none",
+        "device": str(job.device),
+        "code": code_version(),
+    } | more
+
+
 @functools.cache
 def code_version() -> dict[str, Any]:
     """Version of the package, commit if it is a checkout, and of torch."""
