@@ -232,6 +232,18 @@ def test_peak_memory_is_reported(tmp_path):
     print(f"peak {peak[-1]:.3f} GiB")
 
 
+def test_what_is_measured_at_the_end_is_computed_there(tmp_path):
+    """Lightning takes the network to the host before `on_fit_end`."""
+    seen = set()
+    trainer, formulation, dataset = job(
+        tmp_path, *QUIET, "trainer.max_steps=2", "sampler.steps=2", "callback.evaluate.num_samples=32", **place()
+    )
+    formulation.model.register_forward_hook(lambda module, inputs, output: seen.add(output.device))
+    trainer.fit(formulation, datamodule=dataset)
+    assert seen == {DEVICE}
+    assert curve(tmp_path, "measured_32")
+
+
 # Checkpoints
 
 

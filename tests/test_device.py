@@ -7,6 +7,7 @@ import functools
 import hashlib
 import itertools
 import json
+import traceback
 import types
 from collections import Counter
 from unittest import mock
@@ -21,6 +22,7 @@ from scripts import TINY, assert_equal, call
 from whole import job
 
 from triptych import generate, run, sampler
+from triptych.callback import Evaluate
 from triptych.callback.guard import NotFinite
 from triptych.dataset.augment import PARAMETERS, augment
 from triptych.formulation import DDPM, EDM, NCSN, FlowMatching, ScoreSDE
@@ -464,6 +466,23 @@ def test_a_run_is_the_cpus_bit_for_bit_and_its_steps_wait_for_nothing(name, tmp_
     assert RESIDENT not in RUNS[name] or "copy to the device: base.py <genexpr>" not in seen
 
 
+def test_what_is_measured_at_the_end_is_computed_there(gpu, tmp_path):
+    """Lightning takes the network to the host before `on_fit_end`."""
+    seen, small = set(), ["schedule.T=25", "trainer.max_steps=2", "sampler.steps=2"]
+    small += ["callback.evaluate.num_samples=32", "callback.likelihood.num_images=2", "callback.vlb.num_images=2"]
+    trainer, formulation, dataset = job(tmp_path, *HERE, *small, **device.place())
+
+    def note(module, inputs, output):
+        names = {frame.name for frame in traceback.extract_stack()}
+        seen.add((next((n for n in ("look", "measure", "measure_denoiser") if n in names), ""), output.device))
+
+    formulation.model.register_forward_hook(note)
+    trainer.fit(formulation, datamodule=dataset)
+    assert seen == {(name, gpu) for name in ("", "look", "measure", "measure_denoiser")}
+    metric = next(c for c in trainer.callbacks if isinstance(c, Evaluate)).metric
+    assert metric.device == gpu and formulation.device.type == "cpu"
+
+
 class Poison(Callback):
     """Makes the gradient of some steps NaN."""
 
@@ -524,7 +543,8 @@ SHORT_RUN += ["callback.likelihood.num_images=2", "+callback.likelihood.metric.s
 
 @pytest.mark.slow
 def test_train_resume_sample_and_evaluate(tmp_path):
-    """The same weights, samples and numbers as on the CPU, and a run that goes on on the CPU."""
+    """The same weights and samples as on the CPU, numbers to nine digits (covariances are added up by other routines),
+    and a run that goes on on the CPU."""
     values = {}
     for place in ("gpu", "cpu"):
         with contextlib.ExitStack() as patches:
@@ -550,12 +570,12 @@ def test_train_resume_sample_and_evaluate(tmp_path):
         values[place] = {
             "checkpoint": checkpoint,
             "rows": [
-                {k: v for k, v in row.items() if k not in ("time", "train/images_per_second")}
+                {k: float(f"{v:.9g}") for k, v in row.items() if k not in ("time", "train/images_per_second")}
                 for row in read_csv(folder / "run" / "metrics.csv")
             ],
             "samples": [torch.from_numpy(np.load(folder / name / "samples.npz")["arr_0"]) for name in "ab"],
             "records": sorted(
-                (r["metric"], str((r["sampler"] or {}).get("name")), r["values"])
+                (r["metric"], str((r["sampler"] or {}).get("name")), [f"{v:.9g}" for v in r["values"]])
                 for r in (json.loads(p.read_text()) for p in (folder / "run" / "evaluations").glob("*.json"))
             ),
         }

@@ -1,7 +1,8 @@
 """Training time is counted in images: what every callback asks of the Trainer."""
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,17 @@ def images_seen(trainer: Trainer) -> int:
 def rehearsed(trainer: Trainer) -> bool:
     """Whether this is `trainer.fast_dev_run`, one batch of everything: then nothing is sampled or measured."""
     return bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def on_device(trainer: Trainer) -> Iterator[None]:
+    """Lightning takes the network to the host's memory before `on_fit_end`: inside it is back where it was trained."""
+    module, before = trainer.lightning_module, trainer.lightning_module.device
+    module.to(trainer.strategy.root_device)
+    try:
+        yield
+    finally:
+        module.to(before)
 
 
 def autocast(trainer: Trainer) -> AbstractContextManager:

@@ -6,7 +6,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
-from triptych.callback.clock import Every, autocast, rehearsed
+from triptych.callback.clock import Every, autocast, on_device, rehearsed
 from triptych.callback.ema import averaged
 from triptych.callback.results import report
 from triptych.callback.stop import interruptible, stopping
@@ -103,7 +103,8 @@ class Evaluate(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.num_samples and not stopping(trainer) and not rehearsed(trainer):
-            self.measure(trainer, pl_module, final=True)
+            with on_device(trainer):
+                self.measure(trainer, pl_module, final=True)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule, final: bool) -> None:
         dataset = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]

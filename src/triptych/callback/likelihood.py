@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from triptych.callback.clock import rehearsed
+from triptych.callback.clock import on_device, rehearsed
 from triptych.callback.ema import averaged
 from triptych.callback.results import report
 from triptych.callback.stop import stopping
@@ -37,7 +37,7 @@ class Likelihood(Callback):
         if isinstance(self.metric, VLB) and not bounded:
             return
         evaluator = Evaluator(self.metric, self.name, dataset, self.split)
-        with averaged(trainer):
+        with on_device(trainer), averaged(trainer):
             values = evaluator.measure_denoiser(
                 pl_module,  # pyright: ignore[reportArgumentType]
                 pl_module.device,

@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from triptych import disk
-from triptych.callback.clock import Every, autocast, images_seen, rehearsed
+from triptych.callback.clock import Every, autocast, images_seen, on_device, rehearsed
 from triptych.callback.ema import averaged
 from triptych.callback.guard import alarm
 from triptych.callback.stop import interruptible, stopping
@@ -82,7 +82,8 @@ class Samples(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not stopping(trainer) and not rehearsed(trainer):
-            self.look(trainer, pl_module)
+            with on_device(trainer):
+                self.look(trainer, pl_module)
 
     @torch.no_grad()
     def look(self, trainer: Trainer, pl_module: LightningModule) -> None:
