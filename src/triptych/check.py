@@ -34,6 +34,8 @@ LEAST = {  # the smallest value of a whole number; -1: no limit
     "formulation.warmup_steps": 0,
 }
 MAY_BE_ZERO = ("num_classes", "augment_channels", "dropout")  # of a model's sizes
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # of the network; all else is float32, which the others change
+ALSO_KNOWN_AS = ("32", "bf16", "16")
 
 
 def check(config: DictConfig, choices: Mapping[str, str], conf: Path) -> None:
@@ -78,10 +80,14 @@ def _check_model(config: DictConfig, choices: Mapping[str, str]) -> None:
         name = key.split(".")[0]
         if _whole(value) and value < (0 if name in MAY_BE_ZERO else 1):
             raise ValueError(f"model.{name} must be at least {0 if name in MAY_BE_ZERO else 1}, got {value}.")
+    dropout = model.get("dropout", 0)
+    if isinstance(dropout, (int, float)) and not 0 <= dropout < 1:
+        raise ValueError(f"model.dropout must be a share of at least 0 and below 1, got {dropout}.")
     classes = OmegaConf.select(config, "dataset.num_classes")
-    if classes and OmegaConf.select(config, "dataset.conditional") and not model.get("num_classes", classes):
+    known = model.get("num_classes", classes) or 0
+    if classes and OmegaConf.select(config, "dataset.conditional") and known < classes:
         raise ValueError(
-            "dataset.conditional=true gives labels to the network, which knows of none: "
+            f"dataset.conditional=true gives {classes} labels to the network, which knows of {known or 'none'}: "
             f"type model.num_classes={classes}, or dataset.conditional=false."
         )
     points = OmegaConf.select(config, "dataset.resolution") is None
@@ -97,6 +103,9 @@ def _check_model(config: DictConfig, choices: Mapping[str, str]) -> None:
 
 def _check_trainer(config: DictConfig) -> None:
     trainer = OmegaConf.select(config, "trainer")
+    precision = str(OmegaConf.select(config, "trainer.precision") or PRECISIONS[0])
+    if precision not in (*PRECISIONS, *ALSO_KNOWN_AS):
+        raise ValueError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {precision}.")
     if trainer is None or "max_steps" not in trainer:
         return
     steps = trainer.max_steps

@@ -137,6 +137,8 @@ def quiet() -> None:
         ".*weights_only",
         ".*IterableDataset",
         ".*Grad strides",
+        ".*AMP with fp16 is not supported on CPU",  # it would go on in another; we refuse
+        ".*supported for historical reasons",
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -51,6 +51,11 @@ class Job:
         torch.manual_seed(seed_of("initialisation", config.seed))
         dataset = instantiate(config.dataset)
         formulation = instantiate(config.formulation)
+        if dataset.conditional and getattr(formulation.model, "num_classes", None) == 0:
+            raise ValueError(
+                "dataset.conditional=true gives labels to the network, and this one takes none: choose another model, "
+                "or dataset.conditional=false."
+            )
         callbacks = [instantiate(c) for c in config.callback.values() if c is not None]
         for callback in callbacks:
             if isinstance(callback, (Samples, Evaluate)):

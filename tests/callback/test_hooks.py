@@ -2,10 +2,11 @@
 
 import pytest
 from lightning import Callback
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.profilers import SimpleProfiler
 from whole import job
 
-from triptych.callback.hooks import EACH_STEP, Unprofiled
+from triptych.callback.hooks import EACH_STEP, Unprofiled, lighten, without_empty
 
 LITTLE = (
     "dataset=toy",
@@ -38,6 +39,18 @@ def test_hooks_that_do_something_are_called_and_empty_ones_are_passed_over(tmp_p
     assert seen.steps == called == [0, 1, 2]
     assert [hook for hook in EACH_STEP if callable(getattr(seen, hook))] == ["on_before_optimizer_step"]
     assert [hook for hook in EACH_STEP if callable(getattr(formulation, hook))] == ["on_after_backward"]
+
+
+def test_a_hook_that_an_object_was_given_is_left_to_it(tmp_path):
+    def hook(*_):
+        pass
+
+    (callback,) = without_empty([LambdaCallback(on_train_batch_end=hook)])
+    assert [name for name in EACH_STEP if callable(getattr(callback, name))] == ["on_train_batch_end"]
+    trainer, formulation, _ = job(tmp_path, *LITTLE)
+    formulation.on_after_backward = hook
+    lighten(trainer, formulation)
+    assert formulation.on_after_backward is hook
 
 
 @pytest.mark.filterwarnings("ignore")

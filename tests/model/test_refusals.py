@@ -14,6 +14,7 @@ from triptych.model import NCSN, DiT, NCSNpp, NCSNv2, UNet
         (lambda: UNet(1, 1, 32, heads=3), "3 heads do not divide the 256 channels"),
         (lambda: UNet(1, 1, 32, head_channels=60), "60 channels do not divide the 256.*divisors of 256"),
         (lambda: UNet(1, 1, 32, resample="fir"), '"conv" or "resblock"'),
+        (lambda: UNet(1, 1, 32, channels=33), "even number.*got 33"),
         (lambda: NCSNpp(1, 1, 28), "28 can be halved only 2 times"),
         (lambda: NCSNpp(1, 1, 32, attention=(7,)), "resolution 7"),
         (lambda: NCSNpp(1, 1, 32, heads=7), "7 heads"),

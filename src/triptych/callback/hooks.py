@@ -43,5 +43,6 @@ def lighten(trainer: Trainer, module: LightningModule) -> None:
 
 def _pass_over(owner: Callback | LightningModule, base: type) -> None:
     for hook in EACH_STEP:
-        if getattr(type(owner), hook) is getattr(base, hook):
+        empty = getattr(type(owner), hook) is getattr(base, hook)
+        if empty and hook not in vars(owner):  # where Lightning's LambdaCallback has its own
             setattr(owner, hook, None)  # not callable

@@ -35,6 +35,10 @@ class SinusoidalEmbedding(nn.Module):
 
     def __init__(self, channels: int, max_period: float = 10_000.0, endpoint: bool = True) -> None:
         super().__init__()
+        if channels % 2 or channels < 4:
+            raise ValueError(
+                f"Sines and cosines of the noise level need an even number of at least 4 channels, got {channels}."
+            )
         half = channels // 2
         steps = torch.arange(half, dtype=torch.float64) / (half - 1 if endpoint else half)
         frequencies = torch.exp(-math.log(max_period) * steps)
