@@ -6,6 +6,7 @@ machine without a GPU, to see that they are sound; it says nothing about CUDA.
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import os
 
@@ -17,7 +18,7 @@ from lightning import Callback
 from scripts import TINY, assert_equal, call, shell
 from whole import job
 
-from triptych import compilation, noise, run, sampler
+from triptych import compilation, run, sampler
 from triptych.callback import EMA
 from triptych.callback.checkpoint import AtomicIO
 from triptych.dataset.order import Order
@@ -67,13 +68,15 @@ def exact():
 @pytest.fixture
 def same_draws(monkeypatch):
     """Every random number of training is drawn on the CPU and brought to the device: generators of the two differ."""
-    draw = noise.generator
-    monkeypatch.setattr(noise, "generator", lambda _, *key: draw("cpu", *key))
+    for name in ("local", "shared"):
+        draw = getattr(Step, name)
+        on_the_host = lambda step, *key, draw=draw: draw(dataclasses.replace(step, device="cpu"), *key)  # noqa: E731
+        monkeypatch.setattr(Step, name, on_the_host)
     for make in (torch.rand, torch.randn):
 
         def on_the_cpu(*shape, make=make, generator=None, device=None, **options):
-            if generator is None:
-                return make(*shape, device=device, **options)
+            if generator is None or generator.device.type != "cpu":
+                return make(*shape, generator=generator, device=device, **options)
             return make(*shape, generator=generator, **options).to(device or "cpu")
 
         monkeypatch.setattr(torch, make.__name__, on_the_cpu)
