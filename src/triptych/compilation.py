@@ -67,4 +67,4 @@ def compiled(network: nn.Module, compile: bool | str, device: torch.device | str
 
 def _kept(replay: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A graph writes each output to the memory of the one before, which a multistep sampler may still need."""
-    return lambda *inputs: replay(*inputs).clone()
+    return lambda *inputs, **named: replay(*inputs, **named).clone()
