@@ -40,6 +40,8 @@ def spread(values, digits=2):
 
 def main():
     options = {"gib": 1.0, "rounds": 5, "folder": None}
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        raise SystemExit(__doc__)
     options |= dict(argument.split("=", 1) for argument in sys.argv[1:])
     checkpoint, names = content(float(options["gib"])), ("synchronous", "asynchronous")
     print(f"{platform.node()}: {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {options['gib']} GiB", flush=True)

@@ -322,6 +322,8 @@ def numbers(table, folder, straight, count):
 
 def main():
     options = {"kills": 50, "signals": 5, "others": 3, "only": "", "folder": None, "seed": 0}
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        raise SystemExit(__doc__)
     options |= dict(argument.split("=", 1) for argument in sys.argv[1:])
     random.seed(int(options["seed"]))
     import lightning  # noqa: F401

@@ -8,15 +8,15 @@ medians and their ratios. Targets: statistics 3 times torchmetrics' rate (1.8 in
 8 times sqrtm's, errors below 1e-9.
 """
 
-import json
+import argparse
 import math
 import statistics
-import sys
 import time
 import warnings
 
 import scipy.linalg
 import torch
+from harness import finish
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
@@ -81,7 +81,12 @@ def sqrtm(a: Statistics, b: Statistics) -> Tensor:
     return (a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * root.real.trace()
 
 
-def main(repeats: int = 3, samples: int = 10000) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("repeats", type=int, nargs="?", default=3)
+    parser.add_argument("samples", type=int, nargs="?", default=10_000)
+    arguments = parser.parse_args()
+    repeats, samples = arguments.repeats, arguments.samples
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     threadpool_limits(1)
@@ -128,8 +133,8 @@ def main(repeats: int = 3, samples: int = 10000) -> None:
         error = values[name] if case == ["update"] else abs(values[name] / truths[case[1]] - 1)
         result |= {f"{name}: s": median, f"{name}: ratio": base / median, f"{name}: error": error}
         print(f"{name:44}{median:10.3f}{error:12.1e}{base / median:22.2f}")
-    print(json.dumps(result))
+    finish("frechet", repeats=repeats, samples=samples, results=result)
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -3,6 +3,7 @@
 python bench/report.py [runs]     1,000 synthetic runs by default; needs Chromium for the last number
 """
 
+import argparse
 import statistics
 import sys
 import tempfile
@@ -54,4 +55,6 @@ def main(count):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=int, nargs="?", default=1000)
+    main(parser.parse_args().runs)

@@ -7,7 +7,6 @@ and ratios are medians over the turns, so that a busy machine disturbs both alik
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from harness import finish
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "sampler"))
 
@@ -145,7 +145,7 @@ def main() -> None:
             cells.append(f"{r['ours_us']:>10.1f} {limit:>6} {peer}")
         cells.append("   " + " / ".join(f"{r[k]:.1f}" for k in ("kernels", "diffusers_kernels") if k in r))
         print("".join(cells), flush=True)
-    print(json.dumps({"bench": "samplers", "batch": arguments.batch, "steps": STEPS, "rows": results}))
+    finish("samplers", batch=arguments.batch, steps=STEPS, rows=results)
 
 
 if __name__ == "__main__":
