@@ -109,6 +109,13 @@ def test_a_rehearsal_samples_and_measures_nothing(nowhere):
     assert not (nowhere / "a" / "samples").exists() and not (nowhere / "a" / "evaluations").exists()
 
 
+def test_a_profiler_reports_to_a_file_that_is_named(nowhere):
+    arguments = "trainer.fast_dev_run=true", "trainer.profiler=simple", "logger=none", "hydra.run.dir=a"
+    done = call("train.py", *TINY, *arguments, cwd=nowhere)
+    assert done.code == 0 and "a/fit-profile.txt" in done.out, done
+    assert "run_training_batch" in (nowhere / "a" / "fit-profile.txt").read_text()
+
+
 def test_a_folder_that_holds_a_run_is_not_trained_in_again(nowhere):
     folder = nowhere / "mine"
     folder.mkdir()

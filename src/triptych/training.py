@@ -18,6 +18,7 @@ from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig
 
 from triptych import cli, compilation, conf, disk, refusal, run, shard, status, tracking
@@ -32,6 +33,7 @@ from triptych.record import code_version, short_count
 from triptych.signals import Asked, Interrupted
 
 FAILED, NOT_FINITE = 1, 3  # exit codes, beside those of cli and signals
+PROFILE = "profile"  # in a run's folder: what trainer.profiler=… reports
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Job:
             default_root_dir=folder,
         )
         lighten(trainer, formulation)
+        _keep_report(trainer.profiler, folder)
         shard.check(trainer, formulation, bool(config.compile), checkpoint.sharded if checkpoint else None)
         compilation.check(
             config.compile,
@@ -164,6 +167,8 @@ def train(config: DictConfig, asked: Asked) -> None:
         return
     print(f"\nTrained {images_seen(job.trainer):,} images in {time.monotonic() - began:.0f} s, evaluation included.")
     print(f"  run       {where}")
+    for report in sorted(folder.glob(f"*{PROFILE}*.txt")):
+        print(f"  profile   {os.path.relpath(report)}")
     for callback in job.callbacks:
         for line in getattr(callback, "summary", lambda: [])():
             print(f"  {line}")
@@ -172,6 +177,12 @@ def train(config: DictConfig, asked: Asked) -> None:
     print(f"  python sample.py run={where} num_samples=100 out=samples/first")
     print(f"  python evaluate.py run={where} sampler=ddim sampler.steps=20")
     print(f"  python train.py resume={where} trainer.max_steps={2 * job.trainer.global_step}")
+
+
+def _keep_report(profiler: Any, folder: Path) -> None:
+    """What a profiler reports goes to Lightning's log, which we silence, unless it is told of a file."""
+    if not isinstance(profiler, PassThroughProfiler) and profiler.filename is None:
+        profiler.dirpath, profiler.filename = folder, PROFILE
 
 
 def _environment() -> list[ClusterEnvironment]:
