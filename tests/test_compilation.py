@@ -41,7 +41,7 @@ def test_refused(compile, precision, words):
 
 
 def test_a_device_without_float64_is_refused():
-    """Lightning's accelerator=auto takes it on a Mac; schedules would end in a TypeError."""
+    """Of an Apple: schedules would end in a TypeError."""
     with pytest.raises(ValueError, match="no float64.*set trainer.accelerator=cpu"):
         compilation.check(False, "32-true", "mps")
 

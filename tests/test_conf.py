@@ -133,6 +133,14 @@ class Place(types.SimpleNamespace):
     __hash__ = object.__hash__
 
 
+@pytest.mark.parametrize(("platform", "accelerator"), [("linux", "auto"), ("win32", "auto"), ("darwin", "cpu")])
+def test_an_apples_gpu_is_not_chosen_by_itself(monkeypatch, platform, accelerator):
+    """It has no float64; asked for by name, it is refused in words."""
+    monkeypatch.setattr(conf.sys, "platform", platform)
+    assert compose("train").trainer.accelerator == accelerator
+    assert compose("train", ["trainer.accelerator=mps"]).trainer.accelerator == "mps"
+
+
 def test_eight_devices_need_one_word():
     """T-D1: a global batch is global: 8 processes take an eighth each."""
     config = compose("train", ["experiment=cifar10_ddpm", "trainer=ddp"])

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -64,6 +65,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_id", run_id, replace=True)
     OmegaConf.register_new_resolver("choice", _choice, replace=True)
     OmegaConf.register_new_resolver("launched", launched, replace=True)
+    OmegaConf.register_new_resolver("accelerator", accelerator, replace=True)
     OmegaConf.register_new_resolver("options_of", _options_of, replace=True)
 
 
@@ -92,6 +94,11 @@ def launched(what: str, default: int | str) -> int | str:
         nodes = int(world.get("SLURM_STEP_NUM_NODES", 1))
         return int(world["SLURM_STEP_NUM_TASKS"]) // nodes if what == "devices" else nodes
     return default
+
+
+def accelerator() -> str:
+    """ "auto"; on a Mac "cpu", since Apple's GPUs have no float64, in which noise schedules are computed."""
+    return "cpu" if sys.platform == "darwin" else "auto"
 
 
 def run_id() -> str:
