@@ -136,6 +136,24 @@ def test_is_restored_under_its_own_key():
     assert again._shadow["net.0.weight"].data_ptr() != checkpoint["ema"]["shadow"]["net.0.weight"].data_ptr()
 
 
+@pytest.mark.parametrize("order", ["load, start", "start, load", "trained before, load, start"])
+def test_is_restored_whenever_lightning_loads_it(order):
+    """Before a fit starts; after it, where a network is sharded; and in a Trainer that has been through one."""
+    module, source = Module(), EMA()
+    trainer = started(source, module)
+    step(source, module, trainer, 1)
+    checkpoint = {"state_dict": module.state_dict()}
+    source.on_save_checkpoint(trainer, module, checkpoint)
+    ema = source if order.startswith("trained") else EMA()
+    move(module, 2)
+    for what in order.split(", ")[-2:]:
+        ema.on_load_checkpoint(trainer, module, checkpoint) if what == "load" else ema.on_fit_start(trainer, module)
+    ema.on_train_start(trainer, module)
+    stored = checkpoint["ema"]["shadow"]["net.0.weight"]
+    with ema.apply(module):
+        assert torch.equal(module.net[0].weight, stored)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_names_do_not_know_of_compiling():  # T-E9
     module, ema = Module(), EMA()

@@ -66,11 +66,11 @@ class EMA(Callback):
         self._shadow = {
             name: placed_like(self._restored.get(name, p.detach()), p) for name, p in parameters(pl_module).items()
         }
-        self._restored = {}
         self._pairs = None
         self.steps.start(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restored = {}
         self.steps.start(trainer)
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class EMA(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint.get("ema", {}).get("shadow", {})
-        if self._shadow:  # where a sharded network is loaded after the fit has started
+        if self._shadow:  # a sharded network is loaded after the fit has started
             self.on_fit_start(trainer, pl_module)
 
     @torch.no_grad()
