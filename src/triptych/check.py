@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 TYPED = ("model", "schedule", "sampler", "optimizer", "formulation")  # groups whose values keep the type of their yaml
 LEAST = {  # the smallest value of a whole number; -1: no limit
@@ -64,7 +64,12 @@ def _check_types(config: DictConfig, choices: Mapping[str, str], conf: Path) -> 
         path = conf / group / f"{choices.get(group)}.yaml"
         if not path.exists():
             continue
-        for key, default in _leaves(OmegaConf.to_container(OmegaConf.load(path))):
+        stored: Any = OmegaConf.to_container(OmegaConf.load(path))
+        for key, default in stored.items():
+            value = OmegaConf.select(config, f"{group}.{key}")
+            if isinstance(default, list) and value is not None and not isinstance(value, ListConfig):
+                raise ValueError(f"{group}.{key} must be a list such as {default}, got {value}: type [{value}].")
+        for key, default in _leaves(stored):
             value = OmegaConf.select(config, f"{group}.{key}")
             if isinstance(default, bool) and isinstance(value, str):
                 raise ValueError(f"{group}.{key} must be true or false, got {value!r}.")
@@ -89,6 +94,13 @@ def _check_model(config: DictConfig, choices: Mapping[str, str]) -> None:
         raise ValueError(
             f"dataset.conditional=true gives {classes} labels to the network, which knows of {known or 'none'}: "
             f"type model.num_classes={classes}, or dataset.conditional=false."
+        )
+    augment = OmegaConf.select(config, "dataset.augment")
+    if augment and not model.get("augment_channels"):
+        raise ValueError(
+            f"dataset.augment={augment} tells the network what was done to an image, so that samples are not augmented, "
+            "and this one is not told: choose model=edm_ddpmpp or model=edm_ncsnpp with model.augment_channels=9, or "
+            "dataset.augment=0."
         )
     points = OmegaConf.select(config, "dataset.resolution") is None
     if points != ("resolution" not in model):

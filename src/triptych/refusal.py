@@ -16,6 +16,8 @@ from triptych import conf
 
 Built = TypeVar("Built")
 BAD_INPUT = 2  # exit code
+LIGHTNINGS = "No supported gpu backend found"  # which does not say what to do
+NO_GPU = "PyTorch finds no GPU here: type trainer=cpu, or look at `nvidia-smi` and for PyTorch's CUDA build."
 NO_DEFAULT = "Say {}=…, it has no default; see --help."
 
 
@@ -48,7 +50,7 @@ def sentence(error: Exception) -> str | None:
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__  # what a constructor raised, which may have causes of its own
         if isinstance(cause, (ValueError, OSError, ImportError)) or type(cause).__name__ == "MisconfigurationException":
-            return " ".join(str(cause).split())
+            return NO_GPU if str(cause).startswith(LIGHTNINGS) else " ".join(str(cause).split())
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
         if isinstance(cause, TypeError) and unexpected:
             where = str(error).partition("full_key: ")[2] or "the config"
@@ -57,6 +59,8 @@ def sentence(error: Exception) -> str | None:
             return None
         what = re.search(r"'([\w.]+)'", str(error))
         return f"{what[1] if what else 'Something'} cannot be built of these settings ({cause})."
+    if isinstance(error, RuntimeError) and str(error).startswith(LIGHTNINGS):  # Fabric's
+        return NO_GPU
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, (OmegaConfBaseException, YAMLError, ValueError, OSError)):

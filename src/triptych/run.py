@@ -200,7 +200,7 @@ def _length(weights: str) -> float | None:
     except ValueError:
         raise ValueError(
             f"ema must be the relative length of an average, above 0 and at most {posthoc.LONGEST}, such as 0.10, "
-            f"got {length}."
+            f"got {length}. Several, in evaluate.py:  -m ema=0.05,0.10"
         ) from None
     raise ValueError(f"weights must be ema or raw, got {weights!r}; ema=0.10 gives another average.")
 
