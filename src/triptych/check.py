@@ -98,7 +98,7 @@ def _check_model(config: DictConfig, choices: Mapping[str, str]) -> None:
     augment = OmegaConf.select(config, "dataset.augment")
     if augment and not model.get("augment_channels"):
         raise ValueError(
-            f"dataset.augment={augment} tells the network what was done to an image, so that samples are not augmented, "
+            f"dataset.augment={augment} tells the network what was done to an image, so that samples are not altered, "
             "and this one is not told: choose model=edm_ddpmpp or model=edm_ncsnpp with model.augment_channels=9, or "
             "dataset.augment=0."
         )
