@@ -434,9 +434,6 @@ RUNS = {
 }
 
 
-LONG = ("ncsn",)
-
-
 class Watch(Callback):
     """What is waited for in three steps without a log, pictures or validation, of the 6th to the 9th."""
 
@@ -468,7 +465,8 @@ def fit(folder, *overrides, **place):
     return {"checkpoint": checkpoint, "rows": rows, "files": digests}, watch.seen
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in RUNS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_the_cpus_bit_for_bit_and_its_steps_wait_for_nothing(name, tmp_path):
     there, seen = fit(tmp_path / "gpu", *RUNS[name], **device.place())
     here, _ = fit(tmp_path / "cpu", *RUNS[name])

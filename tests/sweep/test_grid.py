@@ -60,6 +60,7 @@ def seen(folder):
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*/seen.json"))]
 
 
+@pytest.mark.slow
 def test_the_impossible_is_listed_first_a_failure_stops_nothing_and_what_is_finished_is_not_run_again(
     stand_in, tmp_path
 ):
@@ -86,6 +87,7 @@ def test_the_impossible_is_listed_first_a_failure_stops_nothing_and_what_is_fini
     assert attempts == {"0": "1", "1": "2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "together", "given"),
     [("auto", 8, {str(gpu) for gpu in range(8)}), ("ddp", 1, {"0,1,2,3,4,5,6,7"})],
