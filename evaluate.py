@@ -43,7 +43,7 @@ def evaluate_run(config: DictConfig) -> None:
     from triptych import compilation, cost, run, tradeoff
     from triptych.evaluation import Evaluator
     from triptych.generate import computing, devices
-    from triptych.record import of_samples
+    from triptych.record import of_samples, write_json
 
     with refusal.refusals():
         refusal.need(config, "run")
@@ -147,14 +147,17 @@ def evaluate_run(config: DictConfig) -> None:
                 progress.skip(number * config.repeats)
                 continue
             notes += [note for note in evaluator.notes if note not in notes]
-            common["weights"] = run.weights_profile(checkpoint, weights, config.run)
-            blocks[0].nfe = max(job.nfe for job in blocks)
+            kept = None
             if keeper is not None:
-                made = of_samples(blocks[0], guidance=cell.guidance, **common)
-                made["num_samples"] *= len(blocks)  # their indices follow one another
-                keeper.write(config.save_samples, title if len(grid) > 1 else "samples", made, rank, world)
+                kept = keeper.write(config.save_samples, title if len(grid) > 1 else "samples", rank, world)
             if rank:
                 continue
+            common["weights"] = run.weights_profile(checkpoint, weights, config.run)
+            blocks[0].nfe = max(job.nfe for job in blocks)
+            if kept is not None:
+                made = of_samples(blocks[0], guidance=cell.guidance, **common)
+                made["num_samples"] *= len(blocks)  # their indices follow one another
+                write_json(kept.with_suffix(".json"), made)
             records = [
                 evaluator.record(name, value, blocks[0], config.num_samples, guidance=cell.guidance, **common)
                 for name, value in found.items()
@@ -250,22 +253,22 @@ class Keeper:
     def __call__(self, indices: range, samples: Any) -> None:
         self.blocks.append((indices.start, samples.cpu().numpy()))
 
-    def write(self, folder: str, name: str, made: dict[str, Any], rank: int, world: int) -> None:
-        """All ranks' samples in the order of their index, as one npz; beside it, how they were made."""
+    def write(self, folder: str, name: str, rank: int, world: int) -> "Path | None":
+        """All ranks' samples in the order of their index, as one npz; on rank 0, where it is."""
         from pathlib import Path
 
         import numpy as np
 
         from triptych.evaluation import gathered
-        from triptych.record import write_json
 
         blocks = sorted((b for share in gathered(self.blocks, world) for b in share), key=lambda b: b[0])
-        if rank == 0:
-            samples = np.concatenate([b for _, b in blocks])
-            samples = samples.transpose(0, 2, 3, 1) if samples.ndim == 4 else samples
-            path = Path(folder) / (name.replace(", ", "_").replace(" ", "_") + ".npz")
-            np.savez(path, arr_0=samples)
-            write_json(path.with_suffix(".json"), made)
+        if rank:
+            return None
+        samples = np.concatenate([b for _, b in blocks])
+        samples = samples.transpose(0, 2, 3, 1) if samples.ndim == 4 else samples
+        path = Path(folder) / (name.replace(", ", "_").replace(" ", "_") + ".npz")
+        np.savez(path, arr_0=samples)
+        return path
 
 
 def evaluate_images(config: DictConfig) -> None:

@@ -2,16 +2,27 @@
 
 Every row of the table "what the network says, and what it is told" is written out here once more, from the papers: the
 time is read from c_noise, the answer worked out from E[x_0 | x_t].
+
+`awake` is for real ones, some of whose weights are zero at first.
 """
 
 import math
 
+import torch
 from oracles import two_modes
 from torch import nn
 
 from triptych.formulation import DDPM, EDM, NCSN, FlowMatching, ScoreSDE
 from triptych.schedule import EDM as EDMSchedule
 from triptych.schedule import VE, VP, Cosine, Geometric, Learned, LinearBeta, QuadraticBeta, Rectified, SubVP
+
+
+def awake(network, scale=0.1):
+    """With no weight left at zero, so that everything acts on the output."""
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(scale * torch.randn_like(p))
+    return network
 
 
 class Speaker(nn.Module):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 import torch.distributed
+from networks import awake
 from processes import in_two, queue
 from scripts import TINY, assert_equal, call, shell
 from torch.distributed.device_mesh import init_device_mesh
@@ -26,11 +27,7 @@ NETWORKS = {
 
 def network(name):
     torch.manual_seed(0)
-    model = NETWORKS[name]()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    return model
+    return awake(NETWORKS[name](), 0.05)
 
 
 def batch(name):

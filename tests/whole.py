@@ -1,14 +1,35 @@
 """A training job as train.py builds it from conf/, for tests and benchmarks that look inside."""
 
 import contextlib
+import itertools
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
+from lightning import Callback
 
 from triptych import cli, conf, tracking
 from triptych.callback import Checkpoint
 from triptych.callback.hooks import lighten, without_empty
+
+
+class Poison(Callback):
+    """Makes the loss of some steps, hence its gradient, NaN; keeps the weights before each step, where they are."""
+
+    def __init__(self, steps):
+        self.steps, self.weights = steps, []
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        self.weights.append([p.detach().clone() for p in pl_module.parameters()])
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.global_step in self.steps:
+            loss.mul_(torch.nan)
+
+    def moved(self):
+        """Of each step but the last, whether it has changed a weight."""
+        return [not all(map(torch.equal, before, after)) for before, after in itertools.pairwise(self.weights)]
 
 
 @contextlib.contextmanager

@@ -18,9 +18,7 @@ from triptych.denoiser import Denoiser
 from triptych.generate import Job, Watcher, evaluating, storable
 from triptych.metric import FeatureMetric, PerImage, Statistics
 from triptych.progress import bar
-from triptych.record import Record, describe_sampler, short_count
-
-QUANTISATION = "uint8, floor(127.5 x + 128)"
+from triptych.record import QUANTISATION, Record, describe_sampler, short_count
 
 
 class Evaluator:

@@ -12,6 +12,8 @@ from typing import Any
 
 from triptych import __version__, disk
 
+QUANTISATION = "uint8, floor(127.5 x + 128)"  # of samples that are images (image.to_uint8)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -174,7 +176,7 @@ def of_samples(job: Any, **more: Any) -> dict[str, Any]:
         "labels": job.labels,
         "nfe": job.nfe,
         "images_per_second": job.images_per_second,
-        "quantisation": "uint8, floor(127.5 x + 128)" if len(job.shape) == 3 else "none",
+        "quantisation": QUANTISATION if len(job.shape) == 3 else "none",
         "device": str(job.device),
         "code": code_version(),
     } | more

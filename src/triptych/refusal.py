@@ -45,12 +45,14 @@ def sentence(error: Exception) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    cause: BaseException = error
+    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+        cause = cause.__cause__  # what a constructor raised, which may have causes of its own
+    if str(cause).startswith(LIGHTNINGS):  # the Trainer's or Fabric's, each of another class
+        return NO_GPU
     if isinstance(error, InstantiationException):
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__  # what a constructor raised, which may have causes of its own
         if isinstance(cause, (ValueError, OSError, ImportError)) or type(cause).__name__ == "MisconfigurationException":
-            return NO_GPU if str(cause).startswith(LIGHTNINGS) else " ".join(str(cause).split())
+            return " ".join(str(cause).split())
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(cause))
         if isinstance(cause, TypeError) and unexpected:
             where = str(error).partition("full_key: ")[2] or "the config"
@@ -59,8 +61,6 @@ def sentence(error: Exception) -> str | None:
             return None
         what = re.search(r"'([\w.]+)'", str(error))
         return f"{what[1] if what else 'Something'} cannot be built of these settings ({cause})."
-    if isinstance(error, RuntimeError) and str(error).startswith(LIGHTNINGS):  # Fabric's
-        return NO_GPU
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.strerror}: {error.filename}"
     if isinstance(error, (OmegaConfBaseException, YAMLError, ValueError, OSError)):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import awake
 
 from triptych.model import MLP, NCSN, DiT, NCSNpp, NCSNv2, UNet
 
@@ -32,15 +33,11 @@ def _fourier(encoder, decoder):
     return {"embedding": "fourier", "encoder": encoder, "decoder": decoder, "taps": FIR}
 
 
-def build(name, num_classes=0, awake=True):
-    """The network in eval mode; awake: no weight is left at its zero, so that everything acts on the output."""
+def build(name, num_classes=0, asleep=False):
+    """The network in eval mode; asleep: as it is made, with weights that are zero."""
     torch.manual_seed(0)
     model = EVERY[name](num_classes).eval()
-    if awake:
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(0.1 * torch.randn_like(p))
-    return model
+    return model if asleep else awake(model)
 
 
 def inputs(model, batch=4):
@@ -61,7 +58,7 @@ def test_shape_dtype_and_attributes(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_starts_at_zero(name):
-    model = build(name, awake=False)
+    model = build(name, asleep=True)
     assert not model(*inputs(model)).any()
 
 

@@ -74,10 +74,11 @@ class Guard(Callback):
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer.found_inf, optimizer.grad_scale = bad, None  # pyright: ignore[reportAttributeAccessIssue]
             return
+        bad = bad > 0
         for group in optimizer.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    p.grad.masked_fill_(bad > 0, 0.0)
+                    p.grad.masked_fill_(bad, 0.0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         draw = getattr(pl_module, "drawn", None)

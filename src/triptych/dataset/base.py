@@ -218,8 +218,8 @@ class Dataset(LightningDataModule, ABC):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning's, without its search through nested collections. Positions stay on the host."""
-        wait = device.type != "cuda"
-        return tuple(v.to(device, non_blocking=not wait) if isinstance(v, Tensor) else v for v in batch)  # pyright: ignore
+        beside = device.type == "cuda"  # while the host goes on
+        return tuple(v.to(device, non_blocking=beside) if isinstance(v, Tensor) else v for v in batch)  # pyright: ignore
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int = 0) -> tuple[Tensor, Cond]:
         x, label, *positions = batch
